@@ -1,0 +1,342 @@
+"""The driver: turns what many programs ask into full batches, and the batches' results into answers.
+
+    programs --requests--> rows, queued by role --batches--> executors --outputs--> answers --> programs
+
+Rows of one role wait in one queue, whoever asked for them; a batch is run when it is full, or when no program can go on
+without it. So data-dependent loops of many images keep the batches full, and no program knows of any other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.engine.executors.protocol import Executor
+from onnxplain.engine.requests import Gradients, Line, Logits, Objective, PathSum, Points, Program, Request, Validity
+from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, UsageError
+
+Array: TypeAlias = NDArray[Any]
+Result = TypeVar("Result")
+
+LOGITS, GRADIENT = "logits", "gradient"  # the roles
+TARGET, OBJECTIVE = "onnxplain_target", "onnxplain_objective"  # the extra inputs of a gradient model
+
+
+@dataclass
+class Usage:
+    """What has been spent: rows and runtime calls by role, seconds inside the runtime and in all."""
+
+    rows: dict[str, int] = field(default_factory=lambda: {LOGITS: 0, GRADIENT: 0})
+    calls: dict[str, int] = field(default_factory=lambda: {LOGITS: 0, GRADIENT: 0})
+    runtime_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """How program number `index` ended: with a result or an error; `rows` is what it asked for, by role."""
+
+    index: int
+    rows: Mapping[str, int]
+    result: Result | None = None
+    error: OnnxplainError | None = None
+
+    def unwrap(self) -> Result:
+        """The result; raises the error if there is one."""
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[return-value]
+
+
+class Model:
+    """One model as the driver sees it: its executors by role, and the buffers that each batch is written into."""
+
+    def __init__(self, logits: Executor, gradient: Executor | None = None, *, batch_size: int = 8) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch size: expected at least 1, got {batch_size}")
+        self.executors = {LOGITS: logits, GRADIENT: gradient}
+        self.batch_size = batch_size
+        ((self.input, spec),) = logits.inputs.items()
+        (classes,) = (s.shape[-1] for s in logits.outputs.values())
+        sizes = [d for d in spec.shape[1:] if isinstance(d, int)]
+        if len(sizes) != len(spec.shape) - 1 or not isinstance(classes, int):
+            raise FeedMismatch(f"input {self.input}: only the batch may be symbolic, got {spec}")
+        self.image_shape = tuple(sizes)
+        self.classes = classes
+        self.dtype = spec.dtype
+        self.x = np.empty((batch_size, *self.image_shape), self.dtype)
+        self.target = np.empty((batch_size, classes), np.float32)
+        self.code = np.empty(batch_size, np.int64)
+
+    def run(self, role: str, count: int) -> Mapping[str, Array]:
+        """Outputs for the first `count` rows of the buffers."""
+        executor = self.executors[role]
+        if executor is None:
+            raise UsageError("a gradient is needed here, but only a forward model was given")
+        feeds = {self.input: self.x[:count]}
+        if role == GRADIENT:
+            feeds |= {TARGET: self.target[:count], OBJECTIVE: self.code[:count]}
+        return executor(feeds)
+
+
+class LogitsWork:
+    """`Logits` under way."""
+
+    role = LOGITS
+    objective = None
+
+    def __init__(self, request: Logits, model: Model) -> None:
+        self.request = request
+        self.points = request.x
+        self.count = len(request.x)
+        self.logits = np.empty((self.count, model.classes), model.dtype)
+
+    def write(self, row: int, out: Array) -> None:
+        out[...] = self.request.x[row]
+
+    def read(self, row: int, at: int, outputs: Mapping[str, Array]) -> None:
+        self.logits[row] = outputs["logits"][at]
+
+    def answer(self) -> Array:
+        return self.logits
+
+
+class PointsWork:
+    """`Points` under way."""
+
+    role = GRADIENT
+
+    def __init__(self, request: Points, model: Model) -> None:
+        self.request = request
+        self.points = request.x
+        self.count = len(request.x)
+        self.objective = request.objective
+        self.result = Gradients(
+            logits=np.empty((self.count, model.classes), model.dtype),
+            value=np.empty(self.count, model.dtype),
+            gradient=np.empty((self.count, *model.image_shape), model.dtype),
+        )
+
+    def write(self, row: int, out: Array) -> None:
+        out[...] = self.request.x[row]
+
+    def read(self, row: int, at: int, outputs: Mapping[str, Array]) -> None:
+        self.result.logits[row] = outputs["logits"][at]
+        self.result.value[row] = outputs["value"][at]
+        self.result.gradient[row] = outputs["gradient"][at]
+
+    def answer(self) -> Gradients:
+        return self.result
+
+
+class LineWork:
+    """`Line` under way: points are made when a batch has room for them, gradients are summed as they come."""
+
+    role = GRADIENT
+
+    def __init__(self, request: Line, model: Model) -> None:
+        lines, self.steps = request.t.shape
+        self.request = request
+        self.points = request.start
+        self.count = lines * self.steps
+        self.objective = request.objective
+        self.value = np.empty((lines, self.steps), model.dtype)
+        self.sum = np.zeros((lines, *model.image_shape), model.dtype)
+        self.valid = np.zeros_like(self.sum) if request.validity else None
+        self.scratch = np.empty(model.image_shape, model.dtype)
+
+    def write(self, row: int, out: Array) -> None:
+        i, j = divmod(row, self.steps)
+        np.multiply(self.request.step[i], self.points.dtype.type(self.request.t[i, j]), out=out)
+        out += self.request.start[i]
+
+    def read(self, row: int, at: int, outputs: Mapping[str, Array]) -> None:
+        i, j = divmod(row, self.steps)
+        gradient = outputs["gradient"][at]
+        self.value[i, j] = outputs["value"][at]
+        np.multiply(gradient, self.points.dtype.type(self.request.weights[i, j]), out=self.scratch)
+        if self.valid is not None:
+            valid = is_valid(self.request, i, j, gradient)
+            self.scratch *= valid
+            self.valid[i] += valid
+        self.sum[i] += self.scratch
+
+    def answer(self) -> PathSum:
+        count = self.valid if self.valid is not None else np.full_like(self.sum, self.steps)
+        return PathSum(value=self.value, gradient=self.sum, count=count)
+
+
+def is_valid(line: Line, i: int, j: int, gradient: Array) -> Array:
+    """The features for which point `j` of path `i` is valid; see `Validity`."""
+    assert line.reference is not None
+    remaining = line.step[i] * line.step.dtype.type(1 - line.t[i, j])  # x - x~
+    match line.validity:
+        case Validity.LITERAL:
+            ours, theirs = line.reference, remaining * gradient
+        case Validity.PATH:
+            ours, theirs = line.step[i] * line.reference, remaining * gradient
+        case _:
+            ours, theirs = line.reference, gradient
+    same_sign = np.sign(ours) == np.sign(theirs)
+    if line.validity is Validity.SIGN_ONLY:
+        return same_sign
+    return np.asarray(same_sign & (np.abs(ours) > np.abs(theirs)))
+
+
+Work: TypeAlias = LogitsWork | PointsWork | LineWork
+
+
+def begin(request: Request, model: Model) -> Work:
+    """The work that a request makes; wrong dtypes and shapes are caught here, once a request."""
+    work: Work
+    match request:
+        case Logits():
+            work = LogitsWork(request, model)
+        case Points():
+            work = PointsWork(request, model)
+        case Line():
+            work = LineWork(request, model)
+    points = work.points
+    if points.dtype != model.dtype or points.shape[1:] != model.image_shape:
+        raise FeedMismatch(
+            f"input {model.input}: expected rows of {model.dtype.name}{list(model.image_shape)}, "
+            f"got {points.dtype.name}{list(points.shape[1:])}"
+        )
+    return work
+
+
+@dataclass(eq=False)
+class Job(Generic[Result]):
+    """A program that is open."""
+
+    index: int
+    program: Program[Result]
+    rows: dict[str, int] = field(default_factory=lambda: {LOGITS: 0, GRADIENT: 0})
+    asked: int = 0
+    waiting: int = 0
+    work: Work | None = None
+
+
+def drive(
+    programs: Iterable[Program[Result]],
+    model: Model,
+    *,
+    usage: Usage | None = None,
+    observe: Callable[[Mapping[str, int]], None] | None = None,
+) -> Iterator[Outcome[Result]]:
+    """Run programs to their end and yield their outcomes, in the order in which they finish.
+
+    `programs` is read lazily: only as many are open as it takes to fill a batch. A program that fails (its own error,
+    NaN or Inf from the model) ends with an `Outcome` that holds the error; the others go on. A runtime that fails ends
+    everything. `observe` is called after every batch with the rows that it had, by role; `usage` is added to.
+    """
+    usage = usage if usage is not None else Usage()
+    source = enumerate(programs)
+    queues: dict[str, deque[tuple[Job[Result], int]]] = {LOGITS: deque(), GRADIENT: deque()}
+    exhausted = False
+
+    def advance(job: Job[Result], answer: Any) -> Outcome[Result] | None:
+        """Send a program its answer and queue the rows of what it asks next; its outcome if it has ended."""
+        try:
+            while True:
+                job.work = begin(job.program.send(answer), model)
+                job.asked += 1
+                job.waiting = job.work.count
+                if job.work.objective is not None:
+                    job.work.objective.row(model.classes)
+                if job.waiting:
+                    break
+                answer = job.work.answer()
+        except StopIteration as end:
+            return Outcome(job.index, job.rows, result=end.value)
+        except OnnxplainError as error:
+            return fail(job, error)
+        queues[job.work.role].extend((job, row) for row in range(job.work.count))
+        job.rows[job.work.role] += job.work.count
+        return None
+
+    def fail(job: Job[Result], error: OnnxplainError) -> Outcome[Result]:
+        job.program.close()
+        for queue in queues.values():
+            kept = [item for item in queue if item[0] is not job]
+            queue.clear()
+            queue.extend(kept)
+        return Outcome(job.index, job.rows, error=error)
+
+    def run_batch(role: str) -> Iterator[Outcome[Result]]:
+        """Run the rows at the head of one queue, hand out what comes back, and let go on whoever has all of it."""
+        queue = queues[role]
+        batch = [queue.popleft() for _ in range(min(len(queue), model.batch_size))]
+        for at, (job, row) in enumerate(batch):
+            assert job.work is not None
+            job.work.write(row, model.x[at])
+            if job.work.objective is not None:
+                model.target[at] = job.work.objective.row(model.classes)
+                model.code[at] = job.work.objective.kind
+        started = time.perf_counter()
+        outputs = model.run(role, len(batch))
+        usage.runtime_seconds += time.perf_counter() - started
+        usage.calls[role] += 1
+        usage.rows[role] += len(batch)
+        finite = np.isfinite(outputs["logits"]).all(axis=-1)
+        if role == GRADIENT:
+            finite &= np.isfinite(outputs["gradient"]).reshape(len(batch), -1).all(axis=-1)
+        failed: set[int] = set()
+        for at, (job, row) in enumerate(batch):
+            if job.index in failed:
+                continue
+            assert job.work is not None
+            if not finite[at]:
+                failed.add(job.index)
+                yield fail(job, non_finite(job.index, job.asked, outputs["logits"][at]))
+                continue
+            job.work.read(row, at, outputs)
+            job.waiting -= 1
+            if not job.waiting:
+                outcome = advance(job, job.work.answer())
+                if outcome is not None:
+                    yield outcome
+        if observe is not None:
+            observe({role: len(batch)})
+
+    def turns() -> Iterator[Outcome[Result]]:
+        nonlocal exhausted
+        while True:
+            role = max(queues, key=lambda r: len(queues[r]))
+            if len(queues[role]) < model.batch_size and not exhausted:
+                index, program = next(source, (-1, None))
+                if program is None:
+                    exhausted = True
+                elif (outcome := advance(Job(index, program), None)) is not None:
+                    yield outcome
+            elif queues[role]:
+                yield from run_batch(role)
+            else:
+                return
+
+    clock = time.perf_counter()
+    for outcome in turns():
+        usage.seconds += time.perf_counter() - clock
+        yield outcome
+        clock = time.perf_counter()
+    usage.seconds += time.perf_counter() - clock
+
+
+def non_finite(index: int, step: int, logits: Array) -> NonFinite:
+    what = "gradient" if np.isfinite(logits).all() else "logits"
+    return NonFinite(
+        f"image {index}: the model gave NaN or Inf in its {what} at request {step} of the method; "
+        "next: check the image and the model's weights, or use another objective"
+    )
+
+
+def run(program: Program[Result], model: Model) -> Result:
+    """Run one program alone and return its result."""
+    (outcome,) = drive([program], model)
+    return outcome.unwrap()

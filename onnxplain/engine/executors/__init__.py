@@ -1,0 +1,1 @@
+"""Models that are ready to run: one file a runtime, and only that file imports it."""

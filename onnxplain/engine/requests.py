@@ -1,0 +1,163 @@
+"""What a method or a metric may ask of a model, and what it gets back.
+
+A program is a generator: it yields a request, is sent the answer, and returns its result. It never sees a runtime.
+Every array of a request has a leading axis of rows; dtype is that of the image that the program was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.errors import UsageError
+
+Array: TypeAlias = NDArray[Any]
+
+
+class Kind(IntEnum):
+    """The scalar that is differentiated, with t the target row, p = softmax(z) and q = softmax(p).
+
+    The numbers are the codes of the graph input `onnxplain_objective`; they are part of the file format.
+    """
+
+    LOGIT = 0  # <t, z>
+    PROB = 1  # <t, p>
+    LOGPROB = 2  # <t, log p>
+    CE = 3  # -<t, log p>
+    SOFT_CE = 4  # -<t, log p> with t = p*, a distribution
+    LOGIT_L2 = 5  # |z - t|^2 / 2 with t = z*, logits
+    CE_ON_PROBS = 6  # -<t, log q>: the double softmax of some released code
+    PROB_ON_PROBS = 7  # <t, q>
+
+
+def softmax(z: Array) -> Array:
+    """softmax over the last axis."""
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(z: Array) -> Array:
+    """log softmax over the last axis."""
+    z = z - z.max(axis=-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A `kind` and its `target`: a class index, or a row (K,) of weights, probabilities p* or logits z*."""
+
+    kind: Kind
+    target: int | Array
+
+    def row(self, classes: int) -> Array:
+        """The target as a float32 row (K,): one-hot for a class index."""
+        if isinstance(self.target, np.ndarray):
+            if self.target.shape != (classes,):
+                raise UsageError(f"target: expected {classes} weights, got shape {self.target.shape}")
+            return self.target.astype(np.float32, copy=False)
+        if not 0 <= self.target < classes:
+            raise UsageError(f"target {self.target} is out of range: the model has {classes} classes (0 to {classes - 1})")
+        row = np.zeros(classes, np.float32)
+        row[self.target] = 1
+        return row
+
+    def value(self, logits: Array) -> Array:
+        """The objective of logits (..., K), in float64: what the gradient model computes as `value`."""
+        z = logits.astype(np.float64)
+        t = self.row(z.shape[-1]).astype(np.float64)
+        match self.kind:
+            case Kind.LOGIT:
+                return z @ t
+            case Kind.PROB:
+                return softmax(z) @ t
+            case Kind.LOGPROB:
+                return log_softmax(z) @ t
+            case Kind.CE | Kind.SOFT_CE:
+                return -(log_softmax(z) @ t)
+            case Kind.LOGIT_L2:
+                return np.asarray(((z - t) ** 2).sum(-1) / 2)
+            case Kind.CE_ON_PROBS:
+                return -(log_softmax(softmax(z)) @ t)
+            case Kind.PROB_ON_PROBS:
+                return softmax(softmax(z)) @ t
+
+
+class Validity(Enum):
+    """Which points of a path may speak for a feature: the rules of credible path attribution.
+
+    At x~ = start + t * step, with g = grad F(x~), `reference` = grad F(x) and x = start + step, a feature is valid if
+    the two quantities have the same sign and the first is strictly larger in magnitude.
+    """
+
+    LITERAL = "literal"  # reference        against  (x - x~) * g     (Algorithm 2 as printed)
+    PATH = "path"  # step * reference  against  (x - x~) * g     (the consistent reading of its footnote)
+    GRAD = "grad"  # reference        against  g                (Definition 7)
+    SIGN_ONLY = "sign_only"  # reference against g, signs only (ablation)
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """Forward only, at points `x` (n, ...). Answer: logits (n, K)."""
+
+    x: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Values and gradients at points `x` (n, ...). Answer: `Gradients`."""
+
+    x: Array
+    objective: Objective
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """Weighted gradient sums along n straight paths, whose points never exist all at once. Answer: `PathSum`.
+
+    Point j of path i is `start[i] + t[i, j] * step[i]`; the sum is over `weights[i, j] * gradient`.
+    With `validity`, only valid features are added, and `reference` (one image) is the gradient that they are held against.
+    """
+
+    start: Array  # (n, ...)
+    step: Array  # (n, ...)
+    t: Array  # (n, T) float64
+    weights: Array  # (n, T) float64
+    objective: Objective
+    validity: Validity | None = None
+    reference: Array | None = field(default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The answer to `Points`."""
+
+    logits: Array  # (n, K)
+    value: Array  # (n,)
+    gradient: Array  # (n, ...)
+
+
+@dataclass(frozen=True, eq=False)
+class PathSum:
+    """The answer to `Line`. `count` is the number of points that were valid, per feature (T without `validity`)."""
+
+    value: Array  # (n, T)
+    gradient: Array  # (n, ...): sum over valid points of weight * gradient
+    count: Array  # (n, ...)
+
+
+Request: TypeAlias = Logits | Points | Line
+Result = TypeVar("Result")
+Program: TypeAlias = Generator[Request, Any, Result]
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """What a method returns: an array in the shape of the image, and numbers that tell how far to trust it."""
+
+    values: Array
+    diagnostics: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,65 @@
+"""How the input of a gradient model relates to pixels: its valid range, and where model space has its zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.errors import UsageError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Per-channel facts about an input, each an array that broadcasts against one image.
+
+    `low`, `high`: the valid range (0 and 1 in pixel space; -inf and inf where it is unknown).
+    `zero`: the point that normalisation maps to 0 (the mean colour). `scale`: one unit of model space.
+    Model space is `(x - zero) / scale`.
+    """
+
+    low: Array
+    high: Array
+    zero: Array
+    scale: Array
+
+    @classmethod
+    def pixels(cls, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), *, rank: int = 3) -> Space:
+        """RGB in [0,1], channels first, of images with `rank` axes; `mean` and `std` as normalisation uses them."""
+
+        def column(values: Sequence[float]) -> Array:
+            return np.asarray(values, np.float32).reshape(-1, *(1,) * (rank - 1))
+
+        one = np.ones_like(column(mean))
+        return cls(low=0 * one, high=one, zero=column(mean), scale=column(std))
+
+    @classmethod
+    def model(cls, range: tuple[float, float] | None = None) -> Space:
+        """Whatever the model wants, nothing folded in; `range` tells its valid values if the user knows them."""
+        low, high = range if range is not None else (-np.inf, np.inf)
+        if not low < high:
+            raise UsageError(f"range: the low end must lie below the high end, got ({low}, {high})")
+        scalar = np.float32
+        return cls(*(np.asarray(v, scalar) for v in (low, high, 0.0, 1.0)))
+
+    @property
+    def bounded(self) -> bool:
+        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+
+    def require_range(self, who: str) -> None:
+        """Raise unless the valid range is known. `who` names the method or metric that has values in pixel units."""
+        if not self.bounded:
+            raise UsageError(
+                f"{who} works in pixel units, but the range of this model's input is unknown; "
+                "next: export it with its preprocessing, or give range=(low, high)"
+            )
+
+    @property
+    def span(self) -> Array:
+        """high - low: what one pixel unit (the whole way from black to white) is in units of the input."""
+        return self.high - self.low

@@ -1,0 +1,110 @@
+"""Every error that onnxplain raises on purpose.
+
+    OnnxplainError
+    ├─ ModelError              the given model
+    │  ├─ InvalidModel             unreadable, corrupt, or not an image classifier
+    │  └─ NotDifferentiable        operators without a gradient rule; `.gaps` lists them all
+    ├─ ExecutionError
+    │  ├─ BackendMissing           a runtime or package is not installed; `.extra` (also ImportError)
+    │  ├─ FeedMismatch             an array does not fit an input (also ValueError)
+    │  ├─ BackendFailed            the runtime itself failed; its own error is `__cause__`
+    │  └─ NonFinite                NaN or Inf where a number must be
+    ├─ InputError              a file given to us: a photo, a heatmap, a preprocessing spec, weights
+    ├─ OutputError             a file or folder that we cannot write, or that is already there
+    └─ UsageError              arguments that are out of range or do not go together (also ValueError)
+
+A message says what failed, where, why (expected and got), and what to do next.
+`exit_code` is what the command line ends with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class OnnxplainError(Exception):
+    """Base of every error that onnxplain raises on purpose."""
+
+    exit_code = 1
+
+
+class ModelError(OnnxplainError):
+    """Something is wrong with the given model."""
+
+    exit_code = 5
+
+
+class InvalidModel(ModelError):
+    """The model cannot be read, or is not a classifier of images."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A node that the gradient cannot pass, and why."""
+
+    op: str
+    node: str
+    why: str
+
+
+class NotDifferentiable(ModelError):
+    """One or more operators on the way from input to output have no gradient."""
+
+    def __init__(self, gaps: Sequence[Gap], model: str = "the model") -> None:
+        self.gaps = tuple(gaps)
+        kinds: dict[tuple[str, str], list[str]] = {}
+        for gap in self.gaps:
+            kinds.setdefault((gap.op, gap.why), []).append(gap.node)
+        lines = [
+            f"  {op} x{len(nodes)} ({'node' if len(nodes) == 1 else 'first'}: {nodes[0]}): {why}"
+            for (op, why), nodes in sorted(kinds.items())
+        ]
+        count = len({gap.op for gap in self.gaps})
+        super().__init__(
+            f"cannot differentiate {model}: {count} operator{'s' * (count != 1)} without a usable gradient rule\n"
+            + "\n".join(lines)
+            + "\nnext: explain an output before these nodes, or add a rule (docs/how-to/add-a-rule.md)"
+        )
+
+
+class ExecutionError(OnnxplainError):
+    """A model could not be run."""
+
+
+class BackendMissing(ExecutionError, ImportError):
+    """A runtime or an optional package is not installed. `extra` names what to install."""
+
+    exit_code = 4
+
+    def __init__(self, what: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(f'{what} is not installed; next: pip install "onnxplain[{extra}]"')
+
+
+class FeedMismatch(ExecutionError, ValueError):
+    """An array does not fit the input of a model: name, dtype or shape."""
+
+
+class BackendFailed(ExecutionError):
+    """The runtime failed; its own error is the cause."""
+
+    exit_code = 4
+
+
+class NonFinite(ExecutionError):
+    """NaN or Inf came out of the model or went into an attribution."""
+
+
+class InputError(OnnxplainError):
+    """A given file cannot be used: a photo, a heatmap, a preprocessing spec, a weight file."""
+
+
+class OutputError(OnnxplainError):
+    """Something cannot be written, or would overwrite what is already there."""
+
+
+class UsageError(OnnxplainError, ValueError):
+    """Arguments that are out of range or do not go together."""
+
+    exit_code = 2
