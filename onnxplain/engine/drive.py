@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.engine.executors.protocol import Executor
+from onnxplain.engine.executors.function import FunctionExecutor
+from onnxplain.engine.executors.protocol import Executor, TensorSpec
 from onnxplain.engine.requests import Gradients, Line, Logits, Objective, PathSum, Points, Program, Request, Validity
 from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, UsageError
 
@@ -83,6 +84,29 @@ class Model:
         if role == GRADIENT:
             feeds |= {TARGET: self.target[:count], OBJECTIVE: self.code[:count]}
         return executor(feeds)
+
+
+def forward_model(fn: Callable[[Array], Array], example: Array, *, batch_size: int = 8) -> Model:
+    """A forward-only model made from any callable: images (n, ...) -> logits (n, K).
+
+    It is called once, on `example` (1, ...), which tells the shape and dtype of the images, and K.
+    """
+
+    def logits(images: Array) -> Array:
+        answer = np.asarray(fn(images))
+        if answer.ndim != 2 or len(answer) != len(images):
+            raise FeedMismatch(
+                f"the model answered {list(answer.shape)} to {len(images)} images, expected (n, K) logits"
+            )
+        return answer
+
+    (classes,) = logits(example).shape[1:]
+    executor = FunctionExecutor(
+        lambda feeds: {LOGITS: logits(feeds["images"])},
+        {"images": TensorSpec(example.dtype, ("n", *example.shape[1:]))},
+        {LOGITS: TensorSpec(example.dtype, ("n", classes))},
+    )
+    return Model(executor, batch_size=batch_size)
 
 
 class LogitsWork:
