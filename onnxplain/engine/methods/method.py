@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from enum import Enum
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.engine.requests import Attribution, Program
+from onnxplain.engine.requests import Attribution, Kind, Program
 from onnxplain.engine.space import Space
+from onnxplain.errors import UsageError
 
 Array: TypeAlias = NDArray[Any]
+
+# The objectives whose target is the class to explain; the others are distances to given outputs.
+CLASS_KINDS = (Kind.LOGIT, Kind.PROB, Kind.LOGPROB, Kind.CE, Kind.CE_ON_PROBS, Kind.PROB_ON_PROBS)
 
 
 class Method(Protocol):
@@ -30,3 +37,31 @@ class Method(Protocol):
     def rows(self, shape: tuple[int, ...]) -> int:
         """How many rows (forward or gradient) an image of this shape costs at most: for progress bars."""
         ...
+
+
+def word(member: Enum) -> str:
+    """How a choice is spelt in files and on the command line."""
+    return member.name.lower()
+
+
+def require(holds: bool, what: str, allowed: str, got: object) -> None:
+    """Raise `UsageError` unless a hyper-parameter is one of the allowed values."""
+    if not holds:
+        raise UsageError(f"{what}: expected {allowed}, got {got!r}")
+
+
+def require_whole(what: str, got: int, least: int) -> None:
+    whole = isinstance(got, (int, np.integer)) and not isinstance(got, bool)
+    require(whole and got >= least, what, f"a whole number of at least {least}", got)
+
+
+def require_positive(what: str, got: float) -> None:
+    require(math.isfinite(got) and got > 0, what, "a positive number", got)
+
+
+def require_one_of(what: str, got: Enum, allowed: Iterable[Enum]) -> None:
+    allowed = tuple(allowed)
+    # by identity, since the integer that an IntEnum member equals is not a choice
+    holds = any(got is member for member in allowed)
+    names = f"one of {', '.join(map(word, allowed))} ({type(allowed[0]).__name__})"
+    require(holds, what, names, word(got) if isinstance(got, Enum) else got)

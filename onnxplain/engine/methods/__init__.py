@@ -1,0 +1,63 @@
+"""Attribution methods: one file a method, each the pseudocode of its paper; they ask, and never see a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from onnxplain.engine.methods.baselines import Baseline
+from onnxplain.engine.methods.credible_path import Alphas, Constraint, CrediblePath
+from onnxplain.engine.methods.integrated_gradients import IntegratedGradients
+from onnxplain.engine.methods.isa import ISA
+from onnxplain.engine.methods.method import Method
+from onnxplain.engine.methods.options import parse, plain, suggest
+from onnxplain.engine.methods.quadrature import Rule
+from onnxplain.engine.methods.saliency import Saliency
+from onnxplain.errors import UsageError
+
+__all__ = [
+    "ISA",
+    "METHODS",
+    "Alphas",
+    "Baseline",
+    "Constraint",
+    "CrediblePath",
+    "IntegratedGradients",
+    "Method",
+    "Rule",
+    "Saliency",
+    "from_options",
+    "to_dict",
+]
+
+METHODS: dict[str, type[Method]] = {
+    ISA.id: ISA,
+    CrediblePath.id: CrediblePath,
+    IntegratedGradients.id: IntegratedGradients,
+    Saliency.id: Saliency,
+}
+
+
+def from_options(id: str, options: Mapping[str, str]) -> Method:
+    """The method of this id with hyper-parameters given as text, `{"k": "2000", "objective": "ce"}`.
+
+    Raises `UsageError` for an unknown method or parameter, naming the closest one and all of them, and for a value that
+    the parameter does not take.
+    """
+    if id not in METHODS:
+        raise UsageError(f"unknown method {id!r}{suggest(id, METHODS)}")
+    make: Callable[..., Method] = METHODS[id]
+    hints = get_type_hints(make)
+    names = [field.name for field in fields(METHODS[id])]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, text in options.items():
+        if name not in names:
+            raise UsageError(f"{id}: unknown parameter {name!r}{suggest(name, names)}")
+        values[name] = parse(f"{id}: {name}", text, hints[name])
+    return make(**values)
+
+
+def to_dict(method: Method) -> dict[str, Any]:
+    """The hyper-parameters of a method as JSON has them; choices by name, arrays by shape, dtype and SHA-256."""
+    return {field.name: plain(getattr(method, field.name)) for field in fields(method)}  # type: ignore[arg-type]

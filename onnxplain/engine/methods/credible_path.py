@@ -1,0 +1,245 @@
+"""Credible path attribution: baselines that the model takes for the image, and only points that may be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onnxplain.engine.methods.baselines import blurred
+from onnxplain.engine.methods.method import (
+    Array,
+    require,
+    require_one_of,
+    require_positive,
+    require_whole,
+)
+from onnxplain.engine.methods.walk import sign_step
+from onnxplain.engine.requests import (
+    Attribution,
+    Kind,
+    Line,
+    Objective,
+    Points,
+    Program,
+    Request,
+    Validity,
+    softmax,
+)
+from onnxplain.engine.space import Space
+from onnxplain.errors import UsageError
+
+
+class Constraint(Enum):
+    """How a baseline is kept at least delta away from the image, feature by feature, and in the valid range."""
+
+    PROJECTED = "projected"  # to the nearest value that is both
+    LITERAL = "literal"  # pushed away by delta, then clipped, which may undo it: algorithm 1 as printed
+
+
+class Alphas(Enum):
+    """Where on a path the M points lie."""
+
+    UNIFORM = "uniform"  # independent draws: algorithm 2
+    STRATIFIED = "stratified"  # one draw in each of M equal parts
+    MIDPOINT = "midpoint"  # the middle of each part: nothing random
+
+
+@dataclass(eq=False)
+class Search:
+    """One baseline under way: where it is, and the best place so far."""
+
+    point: Array
+    best: Array
+    credible: bool = False  # `best` is delta away from the image
+    distance: float = np.inf  # of the logits of `best` from those of the image
+    iteration: int = -1  # when `best` was found
+    iterations: int = 0
+    start_distance: float = np.inf
+    converged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrediblePath:
+    """A = (1/B) sum_b (x - x'_b) * (mean of grad F(x'_b + a (x - x'_b)) over the points a valid for the feature).
+
+    1. Baselines (algorithm 1). Each begins as the image under a blur of size `kernels[b]` (or as `starts[b]`) and takes
+       sign steps of `eta` down the loss `baseline_objective`, at least `delta` away from x in every feature and inside
+       the valid range, until its logits are within `epsilon` of those of x: relative to where it began, or in logits
+       if `epsilon_relative` is false. It looks at `max_iter` points at most; the one nearest in logits wins. The
+       paper's loss is `ce`, which does not minimise that distance; `logit_l2` does. `literal` takes algorithm 1 as
+       printed: nothing enforced before the first step, and the last point wins.
+    2. Paths (algorithm 2). `steps // B` points on each straight path, placed by `alphas`, and held against grad F(x) by
+       `validity` (None: every point is valid). A feature without a valid point gets 0 from that path. F is `objective`.
+
+    `eta` and `delta` are in pixel units (1 = black to white); A has the units of F. Not complete, by construction.
+    Cost: 1 + the iterations of all baselines + B * (steps // B) gradient rows.
+
+    Source: Akhtar and Jalwana, Towards credible visual model interpretation with path attribution, ICML 2023,
+    arXiv 2305.14395; steps and number of baselines from its section 7. Blur sizes, eta, epsilon and max_iter are ours:
+    the paper does not give them.
+    """
+
+    id: ClassVar[str] = "credible"
+    kernels: tuple[int, ...] = (11, 21, 31)
+    starts: Array | None = None
+    steps: int = 150
+    max_iter: int = 50
+    eta: float = 1 / 255
+    delta: float = 5 / 255
+    epsilon: float = 0.1
+    epsilon_relative: bool = True
+    baseline_objective: Kind = Kind.CE
+    constraint: Constraint = Constraint.PROJECTED
+    literal: bool = False
+    validity: Validity | None = Validity.LITERAL
+    alphas: Alphas = Alphas.UNIFORM
+    objective: Kind = Kind.LOGIT
+
+    def __post_init__(self) -> None:
+        require(len(self.kernels) > 0, "CrediblePath: kernels", "at least one size", self.kernels)
+        odd = all(isinstance(size, int) and size >= 3 and size % 2 for size in self.kernels)
+        require(odd, "CrediblePath: kernels", "odd sizes of at least 3", self.kernels)
+        require_whole("CrediblePath: steps", self.steps, 1)
+        require(
+            self.steps >= self.count, "CrediblePath: steps", f"at least one for each of {self.count} paths", self.steps
+        )
+        require_whole("CrediblePath: max_iter", self.max_iter, 1)
+        require_positive("CrediblePath: eta", self.eta)
+        # further than half the range there may be no place on either side of x
+        require(0 < self.delta <= 0.5, "CrediblePath: delta", "a number above 0, at most 0.5", self.delta)
+        require_positive("CrediblePath: epsilon", self.epsilon)
+        require_one_of(
+            "CrediblePath: baseline_objective", self.baseline_objective, (Kind.CE, Kind.SOFT_CE, Kind.LOGIT_L2)
+        )
+        require_one_of("CrediblePath: constraint", self.constraint, Constraint)
+        if self.validity is not None:
+            require_one_of("CrediblePath: validity", self.validity, Validity)
+        require_one_of("CrediblePath: alphas", self.alphas, Alphas)
+        require_one_of("CrediblePath: objective", self.objective, (Kind.LOGIT, Kind.LOGPROB, Kind.PROB))
+
+    @property
+    def count(self) -> int:
+        """B, the number of baselines."""
+        return len(self.kernels) if self.starts is None else len(self.starts)
+
+    def rows(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002 (the same for every shape)
+        return 1 + self.count * (self.max_iter + self.steps // self.count)
+
+    def __call__(
+        self, x: Array, target: int | Array, *, space: Space, rng: np.random.Generator
+    ) -> Program[Attribution]:
+        space.require_range("CrediblePath")
+        objective = Objective(self.objective, target)
+        at_x = yield Points(x[None], objective)
+        searches = yield from self.search(x, at_x.logits[0], target, space)
+
+        start = np.stack([search.best for search in searches])
+        step = x - start
+        t = self.points(rng)
+        reference = at_x.gradient[0] if self.validity is not None else None
+        path = yield Line(start, step, t, np.ones_like(t), objective, self.validity, reference)
+        mean = np.divide(path.gradient, path.count, out=np.zeros_like(step), where=path.count > 0)
+        return Attribution(
+            (step * mean).mean(axis=0),
+            {
+                "logit_distance": [search.distance for search in searches],
+                "logit_distance_start": [search.start_distance for search in searches],
+                "best_iteration": [search.iteration for search in searches],
+                "iterations": [search.iterations for search in searches],
+                "converged": [search.converged for search in searches],
+                "delta_kept": [search.credible for search in searches],
+                "fraction_valid": float(path.count.mean(dtype=np.float64)) / t.shape[1],
+            },
+        )
+
+    def points(self, rng: np.random.Generator) -> Array:
+        """Positions on the paths, float64 (B, steps // B)."""
+        shape = self.count, self.steps // self.count
+        if self.alphas is Alphas.UNIFORM:
+            return rng.random(shape)
+        inside = rng.random(shape) if self.alphas is Alphas.STRATIFIED else np.full(shape, 0.5)
+        return (np.arange(shape[1]) + inside) / shape[1]
+
+    def search(
+        self, x: Array, logits: Array, target: int | Array, space: Space
+    ) -> Generator[Request, Any, list[Search]]:
+        """Algorithm 1 for all baselines side by side; one that has arrived asks for nothing more."""
+        low, high, span = (fact.astype(x.dtype) for fact in (space.low, space.high, space.span))
+        objective = self.loss(logits, target)
+        starts = self.begin(x, space)
+        if not self.literal:
+            self.keep_away(starts, x, low, high)
+        searches = [Search(point=start, best=start.copy()) for start in starts]
+        # |x' - x| is a difference of two rounded numbers, so it may miss delta by their last digit
+        slack = 2 * np.finfo(x.dtype).eps * np.maximum(np.abs(low), np.abs(high))
+
+        going = searches
+        for i in range(self.max_iter):
+            answer = yield Points(np.stack([search.point for search in going]), objective)
+            distances = np.linalg.norm((answer.logits - logits).astype(np.float64), axis=-1)
+            for search, distance, gradient in zip(going, distances.tolist(), answer.gradient, strict=True):
+                credible = bool((np.abs(search.point - x) >= self.delta * span - slack).all())
+                self.judge(search, i, distance, credible)
+                if not search.converged and i + 1 < self.max_iter:
+                    sign_step(search.point, gradient, -self.eta * span)
+                    self.keep_away(search.point, x, low, high)
+            going = [search for search in going if not search.converged]
+            if not going:
+                break
+        return searches
+
+    def judge(self, search: Search, i: int, distance: float, credible: bool) -> None:
+        """Note what has come of point number `i`: whether it is the best one yet, and good enough to stop."""
+        if i == 0:
+            search.start_distance = distance
+        search.iterations = i + 1
+        better = (not credible, distance) < (not search.credible, search.distance)
+        if better or self.literal:
+            search.best = search.point.copy()
+            search.credible, search.distance, search.iteration = credible, distance, i
+        search.converged = distance <= self.epsilon * (search.start_distance if self.epsilon_relative else 1)
+
+    def loss(self, logits: Array, target: int | Array) -> Objective:
+        """What a baseline descends, from the logits of the image."""
+        match self.baseline_objective:
+            case Kind.SOFT_CE:
+                return Objective(Kind.SOFT_CE, softmax(logits))
+            case Kind.LOGIT_L2:
+                return Objective(Kind.LOGIT_L2, logits)
+            case kind:
+                return Objective(kind, target)
+
+    def begin(self, x: Array, space: Space) -> Array:
+        """Where the searches begin: (B, ...), for us to write to."""
+        if self.starts is None:
+            return np.stack([blurred(x, kernel, space) for kernel in self.kernels])
+        if self.starts.shape[1:] != x.shape:
+            raise UsageError(
+                f"CrediblePath: starts: expected images of shape {list(x.shape)}, got {list(self.starts.shape[1:])}"
+            )
+        return self.starts.astype(x.dtype)
+
+    def keep_away(self, points: Array, x: Array, low: Array, high: Array) -> None:
+        """Move `points` (images like `x`, or a batch of them), in place, as the constraint asks.
+
+        A feature that equals that of the image has no side to be moved to: it goes towards the middle of the range.
+        """
+        delta = (high - low) * self.delta
+        inward = np.where(x <= (low + high) / 2, 1, -1).astype(x.dtype)
+        if self.constraint is Constraint.PROJECTED:
+            # first, so that only points nearer than delta can be pushed out of the range below
+            np.clip(points, low, high, out=points)
+        away = points - x
+        side = np.where(away == 0, inward, np.sign(away))
+        if self.constraint is Constraint.PROJECTED:
+            moved = x + side * delta
+            moved = np.where((moved < low) | (moved > high), x - side * delta, moved)
+        else:
+            moved = points + side * delta
+        np.copyto(points, moved, where=np.abs(away) < delta)
+        if self.constraint is Constraint.LITERAL:
+            np.clip(points, low, high, out=points)

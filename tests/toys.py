@@ -1,0 +1,149 @@
+"""Small classifiers with gradients on paper: the models that methods, metrics and the driver are tested with.
+
+The values and cotangents of the objectives are written from their formulas, one by one, and share nothing with the
+package; each image is computed alone, so that an image gives the same bits in every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.engine.drive import Model
+from onnxplain.engine.executors.function import FunctionExecutor
+from onnxplain.engine.executors.protocol import TensorSpec
+from onnxplain.engine.space import Space
+
+Array = NDArray[Any]
+
+X = np.array([0.9, 0.2, 0.6, 0.4, 0.7, 0.1])
+W = np.array([[1, -2, 0.5, 3, -1, 0.25], [0.5, 1, -1, 0, 2, -0.5], [-1, 0.5, 1, -0.5, 0.5, 1]])
+V = np.array([[1, -0.5, 0.25], [-0.75, 1, 0.5], [0.2, 0.3, -1]])
+B = np.array([0.1, -0.2, 0.05])
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Logits z(x) of one image, and J(x)^T v: the gradient of <v, z> at x."""
+
+    logits: Callable[[Array], Array]
+    pull_back: Callable[[Array, Array], Array]
+    shape: tuple[int, ...] = (6,)
+    classes: int = 3
+
+
+def affine(weights: Array, bias: Array | float = 0.0, shape: tuple[int, ...] | None = None) -> Toy:
+    """z = W x + b."""
+    shape = shape or weights.shape[1:]
+    return Toy(
+        lambda x: weights @ x.reshape(-1) + bias, lambda x, v: (weights.T @ v).reshape(x.shape), shape, len(weights)
+    )
+
+
+def tanh_net(inner: Array, bias: Array, outer: Array, shape: tuple[int, ...] | None = None) -> Toy:
+    """z = V tanh(W x + b)."""
+
+    def pull_back(x: Array, v: Array) -> Array:
+        h = np.tanh(inner @ x.reshape(-1) + bias)
+        return (inner.T @ ((1 - h * h) * (outer.T @ v))).reshape(x.shape)
+
+    return Toy(lambda x: outer @ np.tanh(inner @ x.reshape(-1) + bias), pull_back, shape or inner.shape[1:], len(outer))
+
+
+TOY_L = affine(W)
+TOY_T = tanh_net(W, B, V)
+
+
+def quadratic(seed: int, size: int = 6, classes: int = 3) -> Toy:
+    """z_k = x^T Q_k x / 2 + w_k^T x + b_k, drawn at random."""
+    draw = np.random.default_rng(seed)
+    q = draw.normal(size=(classes, size, size))
+    q = (q + q.transpose(0, 2, 1)) / 2
+    w, b = draw.normal(size=(classes, size)), draw.normal(size=classes)
+    return Toy(lambda x: (q @ x) @ x / 2 + w @ x + b, lambda x, v: v @ (q @ x + w), (size,), classes)
+
+
+def picture_net(seed: int = 0, shape: tuple[int, ...] = (3, 8, 8), classes: int = 4) -> Toy:
+    """A tanh net on pictures, (C,H,W) or (H,W,C)."""
+    draw = np.random.default_rng(seed)
+    size = int(np.prod(shape))
+    inner = draw.normal(size=(16, size)) / np.sqrt(size) * 3
+    return tanh_net(inner, draw.normal(size=16) / 4, draw.normal(size=(classes, 16)), shape)
+
+
+def softmax(z: Array) -> Array:
+    e = np.exp(z - np.max(z))
+    return e / np.sum(e)
+
+
+def log_softmax(z: Array) -> Array:
+    return z - np.max(z) - np.log(np.sum(np.exp(z - np.max(z))))
+
+
+def objective(code: int, z: Array, t: Array) -> tuple[Any, Array]:
+    """psi(z) and the cotangent v = d psi / d z, for the code and target of a gradient model's extra inputs."""
+    p = softmax(z)
+    match code:
+        case 0:  # logit
+            return t @ z, t
+        case 1:  # prob
+            return t @ p, p * (t - t @ p)
+        case 2:  # logprob
+            return t @ log_softmax(z), t - t.sum() * p
+        case 3 | 4:  # ce, soft_ce
+            return -(t @ log_softmax(z)), t.sum() * p - t
+        case 5:  # logit_l2
+            return ((z - t) ** 2).sum() / 2, z - t
+        case 6:  # ce_on_probs
+            u = t.sum() * softmax(p) - t
+            return -(t @ log_softmax(p)), p * (u - p @ u)
+        case 7:  # prob_on_probs
+            q = softmax(p)
+            w = q * (t - t @ q)
+            return t @ q, p * (w - p @ w)
+    raise AssertionError(code)
+
+
+def executors(toy: Toy, dtype: Any = np.float64) -> tuple[FunctionExecutor, FunctionExecutor]:
+    """The classifier and the gradient model of a toy."""
+    dtype = np.dtype(dtype)
+    inputs = {"x": TensorSpec(dtype, ("N", *toy.shape))}
+    logits = {"logits": TensorSpec(dtype, ("N", toy.classes))}
+    extra = {
+        "onnxplain_target": TensorSpec(np.dtype(np.float32), ("N", toy.classes)),
+        "onnxplain_objective": TensorSpec(np.dtype(np.int64), ("N",)),
+    }
+    grown = {
+        "value": TensorSpec(dtype, ("N",)),
+        "gradient": TensorSpec(dtype, ("N", *toy.shape)),
+    }
+
+    def forward(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {"logits": np.stack([toy.logits(x) for x in feeds["x"]]).astype(dtype)}
+
+    def backward(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        z = [toy.logits(x) for x in feeds["x"]]
+        rows = zip(feeds["onnxplain_objective"].tolist(), z, feeds["onnxplain_target"].astype(np.float64), strict=True)
+        psi = [objective(code, z, t) for code, z, t in rows]
+        gradient = [toy.pull_back(x, v) for x, (_, v) in zip(feeds["x"], psi, strict=True)]
+        return {
+            "logits": np.stack(z).astype(dtype),
+            "value": np.array([value for value, _ in psi], dtype),
+            "gradient": np.stack(gradient).astype(dtype),
+        }
+
+    return FunctionExecutor(forward, inputs, logits), FunctionExecutor(backward, inputs | extra, logits | grown)
+
+
+def model_of(toy: Toy, dtype: Any = np.float64, batch_size: int = 8) -> Model:
+    """A toy as the driver takes it."""
+    return Model(*executors(toy, dtype), batch_size=batch_size)
+
+
+def pixels(toy: Toy) -> Space:
+    """Pixel space for a toy's input."""
+    return Space.pixels(rank=len(toy.shape))
