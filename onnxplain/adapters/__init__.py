@@ -1,0 +1,1 @@
+"""Any classifier in, an ONNX gradient model out."""

@@ -1,0 +1,156 @@
+"""`gradient_model`: a classifier made into one graph that gives logits, the explained value and its input gradient."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from onnxplain.adapters.gradient.differentiate import finish, named
+from onnxplain.adapters.gradient.expr import Emit, Expr, op
+from onnxplain.adapters.gradient.objective import value_and_cotangent
+from onnxplain.adapters.gradient.prepare import ModelLike, infer_shapes, prepare
+from onnxplain.adapters.gradient.sweep import FLOATS, pull_back
+from onnxplain.engine.drive import OBJECTIVE, TARGET
+from onnxplain.engine.requests import Kind
+from onnxplain.errors import InvalidModel, UsageError
+from onnxplain.models.preprocess import PreprocessSpec
+
+BATCH = "N"
+
+
+def gradient_model(
+    model: ModelLike, *, preprocess: PreprocessSpec | None = None, output: str | None = None
+) -> onnx.ModelProto:
+    """The gradient model of a classifier.
+
+    Inputs: the classifier's own (same name, layout, H and W), `onnxplain_target` float32 (N, K) and
+    `onnxplain_objective` int64 (N), a code of `Kind` for each sample. Outputs: `logits` (N, K), `value` (N), `gradient`
+    (as the input). With `preprocess` its normalisation is folded in, so that the input is RGB in [0,1]; without, the
+    input is whatever the classifier wants. `output` names the logits where there are several float outputs.
+
+    Raises `InvalidModel`, `NotDifferentiable`, or `UsageError` for an `output` that the model does not have.
+    """
+    ours = prepare(model)
+    graph = ours.graph
+    x = image_input(graph)
+    fix_input_size(ours, x, preprocess)
+    z_value = logits_output(graph, output)
+    digest = hashlib.sha256(ir.to_proto(ours).SerializeToString(deterministic=True)).hexdigest()
+    emit = Emit(graph)
+    if preprocess is not None:
+        fold(preprocess, Expr(emit, x))
+        passes.TopologicalSortPass()(ours)
+    z = Expr(emit, z_value)
+    batch, classes = z.shape
+    target = ir.Value(name=TARGET, shape=ir.Shape([batch, classes]), type=ir.TensorType(ir.DataType.FLOAT))
+    kinds = ir.Value(name=OBJECTIVE, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT64))
+    graph.inputs.extend([target, kinds])
+    t = Expr(emit, target)
+    t = t if z.dtype == t.dtype else op("Cast", t, to=int(z_value.dtype or ir.DataType.DOUBLE))
+    value, cotangent = value_and_cotangent(z, t, Expr(emit, kinds))
+    gradients = pull_back(graph, emit, {z_value: cotangent}, [x])
+    if x not in gradients:
+        raise InvalidModel("the logits do not depend on the image through any derivative; next: name another output")
+    outputs = [named(z, "logits"), named(value, "value"), named(gradients[x], "gradient", x.shape)]
+    graph.outputs[:] = outputs
+    ours.metadata_props.update(
+        {
+            "onnxplain.gradient_model": "1",
+            "onnxplain.version": version("onnxplain"),
+            "onnxplain.source_sha256": digest,
+            "onnxplain.space": "model" if preprocess is None else "pixel",
+            "onnxplain.head": "softmax",
+            "onnxplain.objectives": json.dumps({kind.name.lower(): int(kind) for kind in Kind}),
+        }
+    )
+    if preprocess is not None:
+        ours.metadata_props["onnxplain.preprocess"] = json.dumps(preprocess.to_dict())
+    return finish(ours)
+
+
+def image_input(graph: ir.Graph) -> ir.Value:
+    """The one image that goes in: a float tensor (N, C, H, W)."""
+    described = ", ".join(f"{v.name} {v.dtype}{list(v.shape) if v.shape is not None else ''}" for v in graph.inputs)
+    if len(graph.inputs) != 1:
+        raise InvalidModel(f"expected one image input, got {len(graph.inputs)} inputs: {described}")
+    (x,) = graph.inputs
+    if x.dtype not in FLOATS or x.shape is None or len(x.shape) < 2:
+        raise InvalidModel(f"expected a float image input of shape (N, C, H, W), got {described}")
+    return x
+
+
+def fix_input_size(model: ir.Model, x: ir.Value, preprocess: PreprocessSpec | None) -> None:
+    """Make the batch the only symbolic dimension: H and W come from the preprocessing where the model leaves them open."""
+    assert x.shape is not None
+    dims = [d if isinstance(d, int) else None for d in x.shape]
+    if preprocess is not None:
+        expected = (3, *preprocess.output_size)
+        if len(dims) != 4 or any(d not in (None, e) for d, e in zip(dims[1:], expected, strict=True)):
+            raise UsageError(
+                f"the preprocessing gives images of shape {expected}, but the model's input {x.name} "
+                f"is {[str(d) for d in x.shape]}; next: give the preprocessing that belongs to this model"
+            )
+        dims[1:] = expected
+    if any(d is None for d in dims[1:]):
+        raise InvalidModel(f"input {x.name}: height and width are not fixed; next: give the preprocessing of the model")
+    if dims[0] not in (None, 1):
+        raise InvalidModel(f"input {x.name}: the batch is fixed at {dims[0]}; next: export it with a symbolic batch")
+    fixed = ir.Shape([dims[0] if dims[0] is not None else BATCH, *dims[1:]])
+    if x.shape != fixed:
+        x.shape = fixed
+        for node in model.graph:
+            for y in node.outputs:
+                y.shape = None
+        for y in model.graph.outputs:
+            y.shape = None
+        infer_shapes(model)
+
+
+def logits_output(graph: ir.Graph, name: str | None) -> ir.Value:
+    """The logits: the float output (N, K), or what goes into the softmax behind it."""
+    floats = [v for v in graph.outputs if v.dtype in FLOATS]
+    described = ", ".join(f"{v.name} {v.dtype}{list(v.shape) if v.shape is not None else ''}" for v in graph.outputs)
+    if name is not None:
+        floats = [v for v in floats if v.name == name]
+        if not floats:
+            raise UsageError(f"output {name!r}: the model has no float output of that name; it has {described}")
+    if len(floats) != 1:
+        hint = "next: name the logits with output=" if floats else "next: give a classifier"
+        raise InvalidModel(f"expected one float output (the logits), got {described}; {hint}")
+    (z,) = floats
+    node = z.producer()
+    if node is not None and node.op_type in ("Softmax", "LogSoftmax"):
+        assert node.inputs[0] is not None
+        z = node.inputs[0]
+    if z.shape is None or len(z.shape) != 2 or not isinstance(z.shape[1], int):
+        raise InvalidModel(f"expected logits of shape (N, K) with a fixed K, got {described}")
+    return z
+
+
+def fold(preprocess: PreprocessSpec, x: Expr) -> None:
+    """Put the normalisation between the input, which becomes RGB in [0,1], and all that reads it."""
+    space = preprocess.space()
+    consumers = list(x.value.uses())
+    zero, scale = (x.emit.constant(np.asarray(part, x.dtype)) for part in (space.zero, space.scale))
+    normalised = (x - zero) / scale
+    if preprocess.do_flip_channel_order:
+        red, green, blue = (normalised.slice(1, c, c + 1) for c in range(3))
+        normalised = op("Concat", blue, green, red, axis=1)
+    for node, index in consumers:
+        node.replace_input_with(index, normalised.value)
+
+
+def forward_model(gradient: onnx.ModelProto) -> onnx.ModelProto:
+    """The forward half of a gradient model: the image in, the logits out. (Runtimes do not skip what is not fetched.)"""
+    ours = ir.from_proto(gradient)
+    graph = ours.graph
+    graph.outputs[:] = [v for v in graph.outputs if v.name == "logits"]
+    graph.inputs[:] = [v for v in graph.inputs if v.name not in (TARGET, OBJECTIVE)]
+    passes.RemoveUnusedNodesPass()(ours)
+    return ir.to_proto(ours)

@@ -1,0 +1,109 @@
+"""`differentiate`: a model with its vector-Jacobian products as further outputs. `coverage`: whether that can work."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr
+from onnxplain.adapters.gradient.prepare import ModelLike, prepare
+from onnxplain.adapters.gradient.registry import DEFAULT, NO_GRADIENT, Rules
+from onnxplain.adapters.gradient.sweep import FLOATS, active_values, find, gaps, kind, pull_back
+from onnxplain.errors import Gap, InvalidModel, UsageError
+
+
+def differentiate(
+    model: ModelLike, of: Sequence[str] | None = None, wrt: Sequence[str] | None = None, *, rules: Rules = DEFAULT
+) -> onnx.ModelProto:
+    """Add reverse-mode derivatives to a model.
+
+    Every input and output stays. For each float output `y` of `of` (default: all) comes an input `grad_y` in its dtype
+    and shape, for each float input `x` of `wrt` (default: all) an output `grad_x` in its:
+    `grad_x = Σ_y J(y, x)ᵀ grad_y`. `rules` may be another table, layered over the default.
+
+    Raises `InvalidModel` for a model that cannot be read, `NotDifferentiable` with all gaps at once, and `UsageError`
+    for names that the model does not have.
+    """
+    ours = prepare(model)
+    graph = ours.graph
+    outputs = pick("output", graph.outputs, of)
+    inputs = pick("input", graph.inputs, wrt)
+    emit = Emit(graph)
+    cotangents = {}
+    for y in outputs:
+        g = ir.Value(name=f"grad_{y.name}", shape=y.shape, type=y.type)
+        graph.inputs.append(g)
+        cotangents[y] = Expr(emit, g)
+    gradients = pull_back(graph, emit, cotangents, inputs, rules)
+    for x in inputs:
+        gradient = gradients[x] if x in gradients else Expr(emit, x).zeros()
+        graph.outputs.append(named(gradient, f"grad_{x.name}"))
+    return finish(ours)
+
+
+def pick(what: str, values: Sequence[ir.Value], names: Sequence[str] | None) -> list[ir.Value]:
+    """The float values of the given names; all of them if no names are given."""
+    floats = {v.name: v for v in values if v.dtype in FLOATS}
+    for name in names or ():
+        if name not in floats:
+            raise UsageError(f"{what} {name!r}: the model has no float {what} of that name; it has {sorted(map(str, floats))}")
+    chosen = [floats[name] for name in names] if names is not None else list(floats.values())
+    if not chosen:
+        raise InvalidModel(f"the model has no float {what}, so there is nothing to differentiate")
+    return chosen
+
+
+def named(expr: Expr, name: str, shape: ir.Shape | None = None) -> ir.Value:
+    """An output of that name; a forward value that has it already makes way."""
+    if expr.value.name == name:
+        return expr.value
+    for node in expr.emit.graph:
+        for value in node.outputs:
+            if value.name == name:
+                value.name = f"{PREFIX}forward_{name}"
+    node = ir.node("Identity", [expr.value], outputs=[ir.Value(name=name)], name=f"{name}_output")
+    expr.emit.graph.append(node)
+    out = node.outputs[0]
+    out.type, out.shape = expr.value.type, shape or expr.value.shape
+    return out
+
+
+def finish(model: ir.Model) -> onnx.ModelProto:
+    """Drop what is not used and check the rest, strictly."""
+    passes.RemoveUnusedNodesPass()(model)
+    model.ir_version = max(model.ir_version, 8)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which operators lie between input and output, with how many nodes each, and what could be done with them."""
+
+    rules: dict[str, int]
+    zero: dict[str, int]  # operators that end a way: their derivative is zero or does not exist
+    gaps: tuple[Gap, ...]
+
+    @property
+    def complete(self) -> bool:
+        return not self.gaps
+
+
+def coverage(model: ModelLike) -> Coverage:
+    """What `differentiate` would find, without building anything: from all float inputs to all float outputs."""
+    graph = prepare(model).graph
+    wrt, of = pick("input", graph.inputs, None), pick("output", graph.outputs, None)
+    active = active_values(graph, wrt, of)
+    on_the_way = [node for node in graph if any(y in active for y in node.outputs)]
+    ends = [n for n in graph if n.op_type in NO_GRADIENT and any(x in active for x in n.inputs)]
+    return Coverage(
+        rules=dict(Counter(kind(node) for node in on_the_way if find(node, DEFAULT) is not None)),
+        zero=dict(Counter(kind(node) for node in ends)),
+        gaps=tuple(gaps(graph, active)),
+    )

@@ -1,0 +1,288 @@
+"""Values of a graph with operators: a rule is written as a formula, and out come ONNX nodes.
+
+Every value knows its dtype and shape the moment it exists. Shapes are tuples of ints, with a `str` for a symbolic
+dimension (the batch) and None for one that nothing is known of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+Array: TypeAlias = NDArray[Any]
+Dim: TypeAlias = int | str | None
+Operand: TypeAlias = "Expr | Array | Sequence[int] | float | None"
+
+PREFIX = "onnxplain/"  # of every name that we make; forward names are kept
+SMALL = 1024  # constants up to this many elements are shared; larger ones are weights, and never are
+
+
+class UnsupportedCase(Exception):
+    """A rule exists, but not for these attributes or shapes. The sweep turns it into a gap of the report."""
+
+
+class Emit:
+    """Where the nodes of new values go: the end of a graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.opset = graph.opset_imports[""]
+        self._constants: dict[tuple[Any, ...], Expr] = {}
+        self._count = 0
+
+    def name(self, stem: str) -> str:
+        self._count += 1
+        return f"{PREFIX}{stem}_{self._count}"
+
+    def constant(self, array: Array) -> Expr:
+        """A constant as an initializer; small ones are shared by value.
+
+        Weights are never shared: a runtime that packs them once for two uses gives wrong results (OpenVINO does).
+        """
+        key = (array.dtype, array.shape, array.tobytes()) if array.size <= SMALL else None
+        if key is not None and key in self._constants:
+            return self._constants[key]
+        name = self.name("constant")
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        expr = Expr(self, value)
+        if key is not None:
+            self._constants[key] = expr
+        return expr
+
+    def node(self, op_type: str, inputs: Sequence[Expr | None], attributes: Mapping[str, Any], outputs: int) -> list[Expr]:
+        names = [self.name(op_type) for _ in range(outputs)]
+        node = ir.node(
+            op_type,
+            [None if x is None else x.value for x in inputs],
+            {k: v for k, v in attributes.items() if v is not None},
+            outputs=[ir.Value(name=name) for name in names],
+            name=names[0],
+        )
+        self.graph.append(node)
+        infer(node, self.opset)
+        return [Expr(self, value) for value in node.outputs]
+
+
+def infer(node: ir.Node, opset: int) -> None:
+    """Type the outputs of one node by ONNX's own inference."""
+    proto = ir.to_proto(node)
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for value in node.inputs:
+        if value is None:
+            continue
+        assert value.name is not None
+        types[value.name] = ir.to_proto(value).type
+        if value.const_value is not None and value.const_value.size <= SMALL:
+            data[value.name] = onnx.numpy_helper.from_array(value.const_value.numpy(), value.name)
+    schema = onnx.defs.get_schema(node.op_type, opset, "")
+    inferred = onnx.shape_inference.infer_node_outputs(
+        schema, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
+    )
+    for value in node.outputs:
+        assert value.name is not None
+        kind = inferred[value.name].tensor_type
+        value.type = ir.TensorType(ir.DataType(kind.elem_type))
+        value.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim])
+
+
+class Expr:
+    """A value of the graph. Operators emit nodes; numbers take the dtype of the tensors beside them."""
+
+    __slots__ = ("emit", "value")
+
+    def __init__(self, emit: Emit, value: ir.Value) -> None:
+        self.emit = emit
+        self.value = value
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        if self.value.shape is None:
+            raise UnsupportedCase(f"the rank of {self.value.name} is not known")
+        return tuple(d if isinstance(d, int) else d.value for d in self.value.shape)
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        assert self.value.dtype is not None
+        return np.dtype(self.value.dtype.numpy())
+
+    @property
+    def constant(self) -> Array | None:
+        """The value, if it is known now."""
+        tensor = self.value.const_value
+        return None if tensor is None else tensor.numpy()
+
+    def size(self, axis: int) -> int:
+        """A dimension that must be known now."""
+        dim = self.shape[axis]
+        if not isinstance(dim, int):
+            raise UnsupportedCase(f"dimension {axis} of {self.value.name} is not fixed ({dim})")
+        return dim
+
+    def __add__(self, other: Operand) -> Expr:
+        return op("Add", self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Operand) -> Expr:
+        return op("Sub", self, other)
+
+    def __rsub__(self, other: Operand) -> Expr:
+        return op("Sub", other, self)
+
+    def __mul__(self, other: Operand) -> Expr:
+        return op("Mul", self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Operand) -> Expr:
+        return op("Div", self, other)
+
+    def __rtruediv__(self, other: Operand) -> Expr:
+        return op("Div", other, self)
+
+    def __neg__(self) -> Expr:
+        return op("Neg", self)
+
+    def __matmul__(self, other: Operand) -> Expr:
+        return op("MatMul", self, other)
+
+    def __lt__(self, other: Operand) -> Expr:
+        return op("Less", self, other)
+
+    def __gt__(self, other: Operand) -> Expr:
+        return op("Greater", self, other)
+
+    def __and__(self, other: Operand) -> Expr:
+        return op("And", self, other)
+
+    @property
+    def mT(self) -> Expr:
+        """The last two axes swapped; of a constant, a new constant in the opposite memory order."""
+        if self.constant is not None:
+            return self.emit.constant(np.swapaxes(self.constant, -1, -2))
+        return self.transpose((*range(self.rank - 2), self.rank - 1, self.rank - 2))
+
+    def transpose(self, perm: Sequence[int]) -> Expr:
+        return op("Transpose", self, perm=list(perm))
+
+    def sum(self, axes: Sequence[int], keepdims: bool = False) -> Expr:
+        return op("ReduceSum", self, list(axes), keepdims=int(keepdims)) if axes else self
+
+    def mean(self, axes: Sequence[int], keepdims: bool = True) -> Expr:
+        """The mean over axes of fixed size."""
+        return self.sum(axes, keepdims) * (1 / math.prod(self.size(a) for a in axes))
+
+    def reshape(self, shape: Sequence[Dim]) -> Expr:
+        """Reshape to a shape with one symbolic dimension at the most."""
+        if tuple(shape) == self.shape:
+            return self
+        if sum(not isinstance(d, int) for d in shape) > 1:
+            raise UnsupportedCase(f"more than one dimension of {list(shape)} is not fixed")
+        out = op("Reshape", self, [d if isinstance(d, int) else -1 for d in shape])
+        out.value.shape = ir.Shape(shape)
+        return out
+
+    def like(self, other: Expr) -> Expr:
+        """Reshape to the shape of `other`, which is read at run time where it is not fixed now."""
+        if sum(not isinstance(d, int) for d in other.shape) <= 1:
+            return self.reshape(other.shape)
+        out = op("Reshape", self, op("Shape", other))
+        out.value.shape = other.value.shape
+        return out
+
+    def expand(self, other: Expr) -> Expr:
+        """Broadcast to the shape of `other`."""
+        if self.shape == other.shape:
+            return self
+        # Expand broadcasts both ways, so a 1 stands for every dimension that is already right.
+        pairs = list(zip(self.shape, other.shape, strict=True))
+        if all(isinstance(b, int) or a == b for a, b in pairs):
+            target: Operand = [1 if a == b else b for a, b in pairs]  # type: ignore[misc]
+        else:
+            target = op("Shape", other)
+        out = op("Expand", self, target)
+        out.value.shape = other.value.shape
+        return out
+
+    def slice(self, axis: int, start: int, stop: int, step: int = 1) -> Expr:
+        """x[..., start:stop:step, ...] along one axis, with `stop` as ONNX reads it."""
+        if (start, stop, step) == (0, self.shape[axis], 1):
+            return self
+        return op("Slice", self, [start], [stop], [axis], [step])
+
+    def pad(self, axis: int, before: int, after: int, value: float = 0.0) -> Expr:
+        """Pad one axis with a constant; a negative width crops. (Runtimes differ on negative widths: Slice does those.)"""
+        if before < 0 or after < 0:
+            kept = self.slice(axis, max(-before, 0), self.size(axis) + min(after, 0))
+            return kept.pad(axis, max(before, 0), max(after, 0), value)
+        if before == after == 0:
+            return self
+        widths = [0] * (2 * self.rank)
+        widths[axis], widths[axis + self.rank] = before, after
+        return op("Pad", self, widths, value)
+
+    def zeros(self) -> Expr:
+        """Zeros of the same shape."""
+        out = op("Expand", self.emit.constant(np.zeros(1, self.dtype)), op("Shape", self))
+        out.value.shape = self.value.shape
+        return out
+
+    def interleave(self, axis: int, others: Sequence[Expr]) -> Expr:
+        """The elements of self and others in turn along one axis: self[0], others[0][0], ..., self[1], ..."""
+        parts = [self, *others]
+        if len(parts) == 1:
+            return self
+        shape = self.shape
+        stacked = op("Concat", *(p.reshape((*shape[: axis + 1], 1, *shape[axis + 1 :])) for p in parts), axis=axis + 1)
+        return stacked.reshape((*shape[:axis], self.size(axis) * len(parts), *shape[axis + 1 :]))
+
+
+def op(op_type: str, *operands: Operand, **attributes: Any) -> Expr:
+    """Emit one node with one output. Operands that are no `Expr` become constants (see `literal`)."""
+    return ops(op_type, *operands, outputs=1, **attributes)[0]
+
+
+def ops(op_type: str, *operands: Operand, outputs: int, **attributes: Any) -> list[Expr]:
+    """Emit one node with several outputs."""
+    exprs = [x for x in operands if isinstance(x, Expr)]
+    emit = exprs[0].emit
+    # Never the dtype of a mask: Where(mask, g, 0) wants a zero of g's kind.
+    dtype = next((x.dtype for x in exprs if x.dtype != np.bool_), exprs[0].dtype)
+    inputs = [x if x is None or isinstance(x, Expr) else emit.constant(literal(x, dtype)) for x in operands]
+    return emit.node(op_type, inputs, attributes, outputs)
+
+
+def literal(x: Any, dtype: np.dtype[Any]) -> Array:
+    """Arrays as they are, lists of ints as int64 (axes, shapes), numbers in the given dtype."""
+    if isinstance(x, np.ndarray):
+        return x
+    return np.asarray(x, np.int64) if isinstance(x, list | tuple) else np.asarray(x, dtype)
+
+
+def where(condition: Expr, a: Operand, b: Operand) -> Expr:
+    return op("Where", condition, a, b)
+
+
+def concat(parts: Sequence[Expr], axis: int) -> Expr:
+    return parts[0] if len(parts) == 1 else op("Concat", *parts, axis=axis)
+
+
+def add_all(parts: Sequence[Expr]) -> Expr:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

@@ -1,0 +1,94 @@
+"""Whatever was given as a model, made ready: read, checked, inlined, of opset 18 or later, with every shape known."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeAlias
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from onnxplain.errors import InvalidModel
+
+ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
+
+OPSET = 18  # older models are raised to it: the last opset at which CUDA has a kernel for all that the rules emit
+
+
+def read(model: ModelLike) -> ir.Model:
+    """A copy of the model that is ours to change."""
+    if isinstance(model, ir.Model):
+        return ir.from_proto(ir.to_proto(model))
+    if isinstance(model, onnx.ModelProto):
+        try:
+            return ir.from_proto(model)
+        except Exception as error:
+            raise InvalidModel(f"the model cannot be read: {error}") from error
+    path = Path(model)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InvalidModel(f"{path}: the model {what}; next: give the path of an .onnx file")
+    try:
+        loaded = ir.load(path)
+    except Exception as error:  # protobuf, onnx-ir and the operating system each have their own
+        raise InvalidModel(f"{path}: not a readable ONNX model ({one_line(error)}); next: export it again") from error
+    if not len(loaded.graph.outputs) or not len(loaded.graph.inputs):
+        raise InvalidModel(f"{path}: not an ONNX model with inputs and outputs; next: export it again")
+    for tensor in external_tensors(loaded):
+        location = str(tensor.location)
+        parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
+        absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
+        if absolute or ".." in parts or (path.parent / location).resolve().parent != path.parent.resolve():
+            raise InvalidModel(f"{path}: external data at {location!r} lies outside the model's folder, which is refused")
+    return loaded
+
+
+def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
+    return [
+        value.const_value
+        for value in model.graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]
+
+
+def prepare(model: ModelLike) -> ir.Model:
+    """Read a model and normalise it: see the module's first line. Raises `InvalidModel`."""
+    ours = read(model)
+    try:
+        ours = normalise(ours)
+    except InvalidModel:
+        raise
+    except Exception as error:
+        raise InvalidModel(f"the model is not valid ONNX: {one_line(error)}; next: run onnx.checker on it") from error
+    return ours
+
+
+def normalise(model: ir.Model) -> ir.Model:
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.InlinePass()(model)
+    version = model.graph.opset_imports.get("", 1)
+    if version < OPSET:
+        proto = onnx.version_converter.convert_version(ir.to_proto(model), OPSET)
+        model = ir.from_proto(proto)
+    elif version > onnx.defs.onnx_opset_version():
+        raise InvalidModel(
+            f"the model has opset {version}, newer than the installed onnx knows ({onnx.defs.onnx_opset_version()}); "
+            "next: upgrade onnx, or export at an older opset"
+        )
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.IdentityEliminationPass()(model)
+    passes.TopologicalSortPass()(model)
+    passes.NameFixPass()(model)
+    return infer_shapes(model)
+
+
+def infer_shapes(model: ir.Model) -> ir.Model:
+    passes.ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True)(model)
+    return model
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:200] + "..."

@@ -1,0 +1,62 @@
+"""The table of gradient rules: operator type -> rule.
+
+A rule is a formula. It is called as `rule(g, y, *inputs, **attributes)`:
+
+*  `g` is the cotangent of the output `y`; both are tuples where the operator has several outputs, and a cotangent is
+   None for an output that does not matter. `g` has the full shape of `y`, except for rules registered as
+   `broadcastable`, which may get one with ones in place of some dimensions.
+*  inputs come in the order of the ONNX schema, None where one is absent; attributes are keywords, with ONNX's defaults.
+*  it returns one cotangent per input (a bare one where there is a single input): None for an input that has none, or
+   a function without arguments that makes it, called only if somebody needs it. A cotangent may have the *broadcast*
+   shape; the sweep sums it to the input's.
+*  it emits operators of `ALLOWED` only, which every runtime of ours runs.
+*  a case that is not covered raises `UnsupportedCase`. Never a wrong number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Rule: TypeAlias = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A rule, and whether it may be given a cotangent that only broadcasts to its output's shape."""
+
+    rule: Rule
+    broadcastable: bool = False
+
+
+Rules: TypeAlias = Mapping[str, Entry]
+
+DEFAULT: dict[str, Entry] = {}
+NO_GRADIENT: dict[str, str] = {}  # operator type -> why its derivative is zero or does not exist
+
+ALLOWED = frozenset(
+    "Add And AveragePool Cast Clip Concat Conv ConvTranspose Div Erf Exp Expand Gemm Greater Less Log LogSoftmax MatMul "
+    "MaxPool Mul Neg Not Or Pad Pow ReduceSum Reshape Shape Sigmoid Sign Slice Softmax Split Sqrt Sub Tanh Transpose Where".split()
+)
+
+
+def vjp(*op_types: str, broadcastable: bool = False) -> Callable[[Rule], Rule]:
+    """Register the rule of one or more operators."""
+
+    def register(rule: Rule) -> Rule:
+        DEFAULT.update(dict.fromkeys(op_types, Entry(rule, broadcastable)))
+        return rule
+
+    return register
+
+
+def define(rules: Mapping[str, Rule], broadcastable: bool = False) -> None:
+    """Register many rules of one line each."""
+    for op_type, rule in rules.items():
+        DEFAULT[op_type] = Entry(rule, broadcastable)
+
+
+def no_gradient(why: str, *op_types: str) -> None:
+    """Register operators whose output does not change with their input, or only in jumps."""
+    NO_GRADIENT.update(dict.fromkeys(op_types, why))

@@ -1,0 +1,77 @@
+"""Elementwise operators. Read each line as  y = f(x),  x̄ = ȳ · f′(x),  with ȳ written g.
+
+Derivatives read y rather than x wherever they can, so that a runtime may still fuse Conv with the activation behind it.
+Where f has a kink, the derivative is PyTorch's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op, where
+from onnxplain.adapters.gradient.registry import define, vjp
+
+
+define(
+    {
+        "Add": lambda g, y, a, b: (g, g),
+        "Sub": lambda g, y, a, b: (g, lambda: -g),
+        "Mul": lambda g, y, a, b: (lambda: g * b, lambda: g * a),
+        "Div": lambda g, y, a, b: (lambda: g / b, lambda: -g * y / b),
+        "Sum": lambda g, y, *xs: tuple(g for _ in xs),
+        "Identity": lambda g, y, x: g,
+        "Neg": lambda g, y, x: -g,
+        "Exp": lambda g, y, x: g * y,
+        "Log": lambda g, y, x: g / x,
+        "Sqrt": lambda g, y, x: g / (2 * y),
+        "Reciprocal": lambda g, y, x: -g * y * y,
+        "Abs": lambda g, y, x: g * op("Sign", x),
+        "Tanh": lambda g, y, x: g * (1 - y * y),
+        "Sigmoid": lambda g, y, x: g * y * (1 - y),
+        "Softplus": lambda g, y, x: g * op("Sigmoid", x),
+        "Erf": lambda g, y, x: g * (2 / math.sqrt(math.pi)) * op("Exp", -x * x),
+        "Relu": lambda g, y, x: where(y > 0.0, g, 0.0),
+        "Cast": lambda g, y, x, *, to, saturate=1, round_mode="up": op("Cast", g, to=int(x.value.dtype)),
+    },
+    broadcastable=True,
+)
+
+
+@vjp("LeakyRelu", broadcastable=True)
+def leaky_relu(g: Expr, y: Expr, x: Expr, *, alpha: float = 0.01) -> Expr:
+    """y = x where x > 0, else αx."""
+    return where(x > 0.0, g, g * alpha)
+
+
+@vjp("HardSigmoid", broadcastable=True)
+def hard_sigmoid(g: Expr, y: Expr, x: Expr, *, alpha: float = 0.2, beta: float = 0.5) -> Expr:
+    """y = max(0, min(1, αx + β));  x̄ = αȳ strictly between the bounds."""
+    return where((y > 0.0) & (y < 1.0), g * alpha, 0.0)
+
+
+@vjp("HardSwish", broadcastable=True)
+def hard_swish(g: Expr, y: Expr, x: Expr) -> Expr:
+    """y = x max(0, min(1, x/6 + 1/2));  f′ = 0 up to -3, 1 from 3 on, (2x + 3)/6 between."""
+    return where(x < 3.0, where(x > -3.0, g * ((2 * x + 3.0) / 6), 0.0), g)
+
+
+@vjp("Clip", broadcastable=True)
+def clip(g: Expr, y: Expr, x: Expr, low: Expr | None = None, high: Expr | None = None) -> tuple[Any, ...]:
+    """y = min(max(x, low), high);  x̄ = ȳ strictly between the bounds, 0 at them."""
+    inside = [y > low] if low is not None else []
+    inside += [y < high] if high is not None else []
+    mask = inside[0] & inside[1] if len(inside) == 2 else inside[0] if inside else None
+
+    def bound() -> Expr:
+        raise UnsupportedCase("the gradient with respect to a bound")
+
+    return (g if mask is None else where(mask, g, 0.0), bound, bound)[: 1 + (low is not None) + (high is not None)]
+
+
+@vjp("Dropout", broadcastable=True)
+def dropout(g: Any, y: Any, x: Expr, ratio: Expr | None = None, training: Expr | None = None, *, seed: int = 0) -> Any:
+    """At inference y = x."""
+    if training is not None and (training.constant is None or bool(training.constant)):
+        raise UnsupportedCase("training mode; export the model in evaluation mode")
+    return (g[0] if isinstance(g, tuple) else g, None, None)

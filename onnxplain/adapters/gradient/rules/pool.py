@@ -1,0 +1,115 @@
+"""Pooling over windows, one axis after the other: the maximum of maxima is the maximum, and sums are separable too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op, where
+from onnxplain.adapters.gradient.registry import vjp
+from onnxplain.adapters.gradient.rules.window import Window, windows
+
+
+@vjp("MaxPool")
+def max_pool(
+    g: Any,
+    y: Any,
+    x: Expr,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    storage_order: int = 0,
+    strides: Sequence[int] | None = None,
+) -> Expr:
+    """y_o = max of x over the window;  ȳ_o goes to the first element, in row-major order, that is equal to y_o.
+
+    Pooling along the last axis, then the last but one, ... gives the same y. Going back, the first row that holds the
+    maximum is found first, and then the first column in it, which is PyTorch's choice among equals. Only comparisons
+    and selections: no indices and no scatter, which not every runtime has, or has in a fixed order.
+    """
+    if isinstance(g, tuple):
+        g, y = g[0], y[0]
+    along = windows(x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
+    axes = range(2, x.rank)
+    steps = [(axis, window) for axis, window in zip(axes, along, strict=True) if not window.trivial]
+    if not steps:
+        return g
+    stages = [x]
+    for axis, window in steps[:0:-1]:  # the first axis is what y adds to the last stage
+        stages.append(pool_axis(stages[-1], axis, window))
+    for (axis, window), stage, pooled in zip(steps, stages[::-1], [y, *stages[:0:-1]], strict=True):
+        g = window.fold(first_hits(g, pooled, stage, axis, window), axis)
+    return g
+
+
+def pool_axis(x: Expr, axis: int, window: Window) -> Expr:
+    """The maximum over a window along one axis."""
+    spatial = x.rank - 2
+
+    def along(value: int, other: int) -> list[int]:
+        return [value if a == axis - 2 else other for a in range(spatial)]
+
+    # The windows reach as far as they do, whatever ceil_mode or auto_pad said.
+    after = window.reach - window.size - window.before
+    return op(
+        "MaxPool",
+        x if after >= 0 else x.slice(axis, 0, window.size + after),
+        kernel_shape=along(window.kernel, 1),
+        strides=along(window.stride, 1),
+        dilations=along(window.dilation, 1),
+        pads=[*along(window.before, 0), *along(max(after, 0), 0)],
+    )
+
+
+def first_hits(g: Expr, y: Expr, x: Expr, axis: int, window: Window) -> list[Expr]:
+    """For each tap of the window: ȳ where that tap is the first one that holds the maximum, 0 elsewhere."""
+    lowest = float(np.finfo(x.dtype).min)  # no maximum lies below it, so the border takes nothing
+    padded = x.pad(axis, window.before, max(window.reach - window.before - window.size, 0), lowest)
+    hits = []
+    for a in range(window.kernel - 1):
+        start = a * window.dilation
+        tap = padded.slice(axis, start, start + (window.count - 1) * window.stride + 1, window.stride)
+        below = tap < y
+        hits.append(where(below, 0.0, g))
+        g = where(below, g, 0.0)
+    return [*hits, g]  # what no earlier tap took belongs to the last
+
+
+@vjp("AveragePool")
+def average_pool(
+    g: Expr,
+    y: Expr,
+    x: Expr,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Expr:
+    """y_o = Σ x over the window / n_o;  x̄ = the sum of ȳ_o / n_o over the windows that hold it."""
+    along = windows(x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
+    if auto_pad.startswith("SAME") and ceil_mode:
+        raise UnsupportedCase("auto_pad together with ceil_mode")
+    for axis, window in enumerate(along, start=2):
+        if window.trivial:
+            continue
+        share = (1 / counted(window, bool(count_include_pad))).astype(x.dtype)
+        g = g * x.emit.constant(share.reshape(-1, *(1,) * (x.rank - 1 - axis)))
+        g = window.fold([g] * window.kernel, axis)
+    return g
+
+
+def counted(window: Window, include_pad: bool) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """By how many elements each output of a mean divides, along one axis."""
+    first = np.arange(window.count)[:, None] * window.stride - window.before
+    taps = first + np.arange(window.kernel) * window.dilation
+    low, high = (-window.before, window.size + window.after) if include_pad else (0, window.size)
+    return np.asarray(((taps >= low) & (taps < high)).sum(axis=1), np.float64)

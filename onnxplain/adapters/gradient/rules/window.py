@@ -1,0 +1,80 @@
+"""What convolutions and pools have in common: windows that slide along spatial axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxplain.adapters.gradient.expr import Expr, add_all
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window along one axis: output o covers the inputs  o * stride + a * dilation - before,  a < kernel."""
+
+    size: int  # of the input
+    count: int  # of the outputs
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    after: int  # padding as given: with ceil_mode a window may reach beyond it
+
+    @property
+    def extent(self) -> int:
+        """The last tap's distance from the first."""
+        return self.dilation * (self.kernel - 1)
+
+    @property
+    def reach(self) -> int:
+        """How many inputs, padding before them included, the windows cover."""
+        return (self.count - 1) * self.stride + self.extent + 1
+
+    @property
+    def trivial(self) -> bool:
+        """Whether input and output are the same."""
+        return (self.kernel, self.stride, self.before, self.count) == (1, 1, 0, self.size)
+
+    def fold(self, parts: Sequence[Expr], axis: int) -> Expr:
+        """The adjoint of taking windows: `parts[a]` holds what tap a of each window sends back to its input.
+
+        Taps that hit the same residue modulo the stride are shifted and added; the residues are interleaved.
+        """
+        rows = -(-self.reach // self.stride)
+        residues: list[list[Expr]] = [[] for _ in range(self.stride)]
+        for a, part in enumerate(parts):
+            shift, residue = divmod(a * self.dilation, self.stride)
+            residues[residue].append(part.pad(axis, shift, rows - self.count - shift))
+        sums = [add_all(terms) if terms else None for terms in residues]
+        first, *others = [s if s is not None else add_all(residues[0]).zeros() for s in sums]
+        covered = first.interleave(axis, others)
+        return covered.pad(axis, -self.before, self.size + self.before - rows * self.stride)
+
+
+def windows(
+    x: Expr,
+    y: Expr,
+    kernel: Sequence[int],
+    *,
+    auto_pad: str,
+    dilations: Sequence[int] | None,
+    pads: Sequence[int] | None,
+    strides: Sequence[int] | None,
+) -> list[Window]:
+    """The windows of an operator's spatial axes, with `auto_pad` turned into explicit padding."""
+    spatial = len(kernel)
+    dilations = dilations or [1] * spatial
+    strides = strides or [1] * spatial
+    result = []
+    for i, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        size, count = x.size(i + 2), y.size(i + 2)
+        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+            before = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
+            after = total - before
+        elif auto_pad == "VALID" or pads is None:
+            before = after = 0
+        else:
+            before, after = pads[i], pads[i + spatial]
+        result.append(Window(size, count, k, s, d, before, after))
+    return result

@@ -1,0 +1,128 @@
+"""Reverse-mode differentiation of a graph: one walk backwards over its nodes.
+
+    mark what lies on a way from `wrt` to the outputs that have a cotangent
+    for each marked node, last first:  its inputs' cotangents += rule(its outputs' cotangents)
+
+All that is not mathematics happens here, once, and in no rule: skipping what nobody needs, summing over broadcast axes,
+accumulating, and collecting what cannot be differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxplain.adapters.gradient import rules as _rules  # noqa: F401  (fills the registry)
+from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
+from onnxplain.adapters.gradient.registry import DEFAULT, NO_GRADIENT, Entry, Rules
+from onnxplain.errors import Gap, NotDifferentiable
+
+FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE}
+
+
+def active_values(graph: ir.Graph, wrt: Iterable[ir.Value], of: Iterable[ir.Value]) -> set[ir.Value]:
+    """The values that depend on `wrt` through derivatives, and that `of` depends on."""
+    forward = set(wrt)
+    for node in graph:
+        if node.op_type not in NO_GRADIENT and any(x in forward for x in node.inputs):
+            forward.update(y for y in node.outputs if y.dtype in FLOATS)
+    needed = {y for y in of if y in forward}
+    for node in reversed(graph):
+        if any(y in needed for y in node.outputs):
+            needed.update(x for x in node.inputs if x is not None and x in forward)
+    return needed
+
+
+def gaps(graph: ir.Graph, active: set[ir.Value], rules: Rules = DEFAULT) -> list[Gap]:
+    """The nodes on the way that have no rule."""
+    return [
+        Gap(kind(node), node.name or node.outputs[0].name or "?", "no gradient rule")
+        for node in graph
+        if any(y in active for y in node.outputs) and find(node, rules) is None
+    ]
+
+
+def kind(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def find(node: ir.Node, rules: Rules) -> Entry | None:
+    return None if node.domain else rules.get(node.op_type)
+
+
+def pull_back(
+    graph: ir.Graph, emit: Emit, cotangents: Mapping[ir.Value, Expr], wrt: Sequence[ir.Value], rules: Rules = DEFAULT
+) -> dict[ir.Value, Expr]:
+    """The cotangents of `wrt`, given those of some values: Σ J(value, wrt)ᵀ cotangent, each in the full shape of its value.
+
+    Values that nothing depends on are missing from the answer. Raises `NotDifferentiable` with every gap there is.
+    """
+    active = active_values(graph, wrt, cotangents)
+    missing = gaps(graph, active, rules)
+    if missing:
+        raise NotDifferentiable(missing)
+    sums: dict[ir.Value, Expr] = {y: g for y, g in cotangents.items() if y in active}
+    for node in [node for node in reversed(graph) if any(y in active for y in node.outputs)]:
+        entry = find(node, rules)
+        assert entry is not None
+        try:
+            contributions = apply(node, entry, emit, sums, active)
+        except UnsupportedCase as case:
+            missing.append(Gap(kind(node), node.name or node.outputs[0].name or "?", str(case)))
+            continue
+        for value, g in contributions:
+            sums[value] = sums[value] + g if value in sums else g
+    if missing:
+        raise NotDifferentiable(missing)
+    return {x: sums[x].expand(Expr(emit, x)) for x in wrt if x in sums}
+
+
+def apply(
+    node: ir.Node, entry: Entry, emit: Emit, sums: Mapping[ir.Value, Expr], active: set[ir.Value]
+) -> list[tuple[ir.Value, Expr]]:
+    """What one node adds to the cotangents of its inputs."""
+    ys = [Expr(emit, y) for y in node.outputs]
+    gs = [sums.get(y) for y in node.outputs]
+    if all(g is None for g in gs):
+        return []
+    xs = [None if x is None else Expr(emit, x) for x in node.inputs]
+    wanted = [x is not None and x in active for x in node.inputs]
+    # A smaller cotangent may go on where every operand has its output's shape; anything that sums needs all of it.
+    small = entry.broadcastable and all(x.shape == ys[0].shape for x, w in zip(xs, wanted, strict=True) if w and x)
+    if not small:
+        gs = [None if g is None else g.expand(y) for g, y in zip(gs, ys, strict=True)]
+    attributes = {name: attribute_value(attribute) for name, attribute in node.attributes.items()}
+    single = len(ys) == 1
+    result = entry.rule(gs[0] if single else tuple(gs), ys[0] if single else tuple(ys), *xs, **attributes)
+    parts = result if isinstance(result, tuple) else (result,)
+    if len(parts) < max(i + 1 for i, w in enumerate(wanted) if w):
+        raise AssertionError(f"the rule of {node.op_type} returned {len(parts)} cotangents for {len(xs)} inputs")
+    contributions = []
+    for x, want, part in zip(xs, wanted, parts, strict=False):
+        if not want:
+            continue
+        assert x is not None
+        g = part() if callable(part) else part
+        if g is None:
+            raise UnsupportedCase(f"no gradient with respect to input {x.value.name}")
+        contributions.append((x.value, unbroadcast(g, x)))
+    return contributions
+
+
+def unbroadcast(g: Expr, x: Expr) -> Expr:
+    """Sum a cotangent over the axes along which its operand was repeated. Dimensions of 1 are left to `expand`."""
+    extra = g.rank - x.rank
+    repeated = [extra + a for a, d in enumerate(x.shape) if d == 1 and g.shape[extra + a] != 1]
+    g = g.sum([*range(extra), *repeated], keepdims=True)
+    if extra:
+        g = g.reshape(g.shape[extra:])
+    for have, want in zip(g.shape, x.shape, strict=True):
+        if have not in (1, want):
+            raise UnsupportedCase(f"whether {x.value.name} {list(x.shape)} was broadcast is not known")
+    return g
+
+
+def attribute_value(attribute: ir.Attr) -> Any:
+    return list(attribute.value) if attribute.type.name.endswith("S") else attribute.value
