@@ -439,8 +439,8 @@ def _decode(path: Path, file: IO[bytes], spec: PreprocessSpec, max_pixels: int) 
         raise InputError(_too_large(path, "its header states more", max_pixels)) from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"cannot read the image {path}: expected the content of {', '.join(RASTER_FORMATS)}, got something else; "
-            "next: convert it, or give an image"
+            f"cannot read the image {path}: expected a whole file of {', '.join(RASTER_FORMATS)}, got other content "
+            "or a stump; next: convert it, or give an image"
         ) from error
     except Exception as error:  # decoders raise anything over a damaged file: OSError, SyntaxError, struct.error, ...
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import pickletools
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,9 @@ def read_legacy_checkpoint(path: str | Path) -> dict[str, NDArray[Any]]:
     """
     path = Path(path)
     try:
-        return _read(path.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # pickletools warns of odd escapes in names
+            return _read(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read the weights {path}: {error.strerror}; next: check the path") from error
     except _CheckpointError as error:
@@ -76,7 +79,7 @@ def read_legacy_checkpoint(path: str | Path) -> dict[str, NDArray[Any]]:
             f"cannot read the weights {path}: {error}; next: use a state_dict saved as plain tensors"
         ) from error
     # What reading a damaged pickle ends in: a truncated argument, an unknown code, a wrong operand, an empty stack.
-    except (ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, Warning, struct.error) as error:
         raise InputError(
             f"cannot read the weights {path}: not a legacy PyTorch checkpoint, or damaged; next: fetch it again"
         ) from error
@@ -173,6 +176,9 @@ def _interpret(stream: io.BytesIO) -> Any:
                 memo[int(arg)] = stack[-1]  # type: ignore[arg-type]  # genops types its arguments loosely
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[int(arg)])  # type: ignore[arg-type]
+            case "APPEND":
+                value = stack.pop()
+                _expect(stack[-1], list).append(value)
             case "APPENDS":
                 items = marked()
                 _expect(stack[-1], list).extend(items)
