@@ -67,6 +67,13 @@ class PreprocessSpec:
     do_flip_channel_order: bool = False
     crop_rounding: Literal["floor", "round"] = "floor"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.crop_size or self.size, tuple):
+            raise UsageError(
+                f"size={self.size!r} with crop_size={self.crop_size!r} gives inputs of no fixed size; "
+                "next: set size=(height, width) or a crop_size"
+            )
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: str = "the preprocessing") -> PreprocessSpec:
         """The content of a `preprocessor_config.json`. `where` names its file in errors.
@@ -107,7 +114,7 @@ class PreprocessSpec:
             raise InputError(f"{where}: expected an object under pretrained_cfg, got {_brief(config)}")
         keys = _Keys(config, where)
         shape = config.get("input_size")
-        if not (isinstance(shape, list) and len(shape) == 3 and shape[0] == 3 and all(map(_is_length, shape))):
+        if not (isinstance(shape, (list, tuple)) and len(shape) == 3 and shape[0] == 3 and all(map(_is_length, shape))):
             raise keys.wrong("input_size", "[3, height, width]")
         height, width = shape[1:]
         ratio = keys.number("crop_pct", high=1)
@@ -157,7 +164,7 @@ class PreprocessSpec:
     def output_size(self) -> Size:
         """(height, width) of the classifier's input."""
         size = self.crop_size or self.size
-        assert isinstance(size, tuple)  # `from_dict` refuses anything else
+        assert isinstance(size, tuple)  # `__post_init__` refuses anything else
         return size
 
     def space(self, rank: int = 3) -> Space:
@@ -311,7 +318,7 @@ class _Keys:
 
     def triple(self, key: str, *, low: float = -HUGE) -> Triple:
         value = self.data.get(key)
-        values = value if isinstance(value, list) else [value] * 3
+        values = value if isinstance(value, (list, tuple)) else [value] * 3
         if len(values) != 3 or not all(_is_number(v, low, HUGE) for v in values):
             raise self.wrong(key, f"three numbers (RGB) from {low:g} to {HUGE:g}")
         r, g, b = map(float, values)
@@ -354,7 +361,7 @@ def _resize_and_crop(keys: _Keys) -> tuple[Size | int | None, Size | None]:
     file pleases. A number and no crop can only be a square. ConvNeXt and ResNet have `crop_pct`: a shortest edge of 224
     then means 224 / crop_pct and a crop of 224, and one of 384 or more means a square.
     """
-    data, crop = keys.data, keys.flag("do_center_crop", False)
+    data, crop, crop_pct = keys.data, keys.flag("do_center_crop", False), keys.data.get("crop_pct") is not None
     size: Size | int | None = None
     if keys.flag("do_resize", True):
         bare = data.get("size")
@@ -363,21 +370,21 @@ def _resize_and_crop(keys: _Keys) -> tuple[Size | int | None, Size | None]:
         elif crop:
             raise keys.wrong("size", '{"height": .., "width": ..} or {"shortest_edge": ..} beside do_center_crop')
         else:
-            size = bare if data.get("crop_pct") else (bare, bare)
+            size = bare if crop_pct else (bare, bare)
     if crop:
         length = data.get("crop_size")
         crop_size = (length, length) if _is_length(length) else keys.size("crop_size")
         if not isinstance(crop_size, tuple):
             raise keys.wrong("crop_size", '{"height": .., "width": ..}')
-        if data.get("crop_pct"):
+        if crop_pct:
             raise keys.wrong("crop_pct", "none beside do_center_crop")
         return size, crop_size
-    if isinstance(size, int) and data.get("crop_pct"):
+    if isinstance(size, int) and crop_pct:
         scaled = int(size / keys.number("crop_pct", high=1))
         return (scaled, (size, size)) if size < 384 else ((size, size), None)
     if not isinstance(size, tuple):
         raise keys.wrong("size", "a fixed height and width, or do_center_crop with a crop_size")
-    if data.get("crop_pct"):
+    if crop_pct:
         raise keys.wrong("crop_pct", "none unless size is a shortest edge")
     return size, None
 
@@ -391,7 +398,7 @@ def _is_length(value: Any) -> TypeGuard[int]:
 
 
 def _brief(value: object) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=repr)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -443,7 +450,7 @@ def _decode(path: Path, file: IO[bytes], spec: PreprocessSpec, max_pixels: int) 
             "or a stump; next: convert it, or give an image"
         ) from error
     except Exception as error:  # decoders raise anything over a damaged file: OSError, SyntaxError, struct.error, ...
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:100]
         raise InputError(
             f"cannot read the image {path}: damaged or unsupported ({reason}); next: save it again as 8-bit PNG or JPEG"
         ) from error

@@ -107,7 +107,7 @@ def _read(content: bytes) -> dict[str, NDArray[Any]]:
         storage = storages[key]
         (count,) = struct.unpack_from("<q", content, position)
         if count != storage.count:
-            raise _CheckpointError(f"storage {key} has {count} elements, expected {storage.count}")
+            raise _CheckpointError(f"storage {key!r:.40} has {count} elements, expected {storage.count}")
         data[key] = np.frombuffer(content, storage.dtype, count, position + 8)  # raises where the file is too short
         position += 8 + data[key].nbytes
     if position != len(content):
@@ -125,7 +125,7 @@ def _view(data: NDArray[Any], tensor: _Tensor) -> NDArray[Any]:
         size *= tensor.shape[axis]
     end = tensor.offset + size
     if tensor.storage.dtype != data.dtype or end > len(data):
-        raise _CheckpointError(f"a tensor lies outside its storage {tensor.storage.key}")
+        raise _CheckpointError(f"a tensor lies outside its storage {tensor.storage.key!r:.40}")
     laid_out = data[tensor.offset : end].reshape([tensor.shape[axis] for axis in order])
     return laid_out.transpose(np.argsort(order)) if order else laid_out
 

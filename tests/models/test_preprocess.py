@@ -126,6 +126,8 @@ def test_to_dict_is_read_back_the_same(data: dict[str, Any]) -> None:
         ({"do_resize": False}, "size", "height"),
         ({"size": 10**9}, "size", "1000000000"),
         ({"crop_pct": 0.9}, "crop_pct", "0.9"),
+        ({"crop_pct": 0, "size": 224}, "crop_pct", "0"),
+        ({"crop_pct": 0.9, "size": {"shortest_edge": 2}, "do_center_crop": True, "crop_size": 2}, "crop_pct", "0.9"),
         ({"do_pad": True}, "do_pad", "true"),
         ({"rescale_offset": True}, "rescale_offset", "true"),
         ({"crop_rounding": "up"}, "crop_rounding", '"up"'),
@@ -138,6 +140,12 @@ def test_a_wrong_key_is_named(change: dict[str, Any], key: str, got: str) -> Non
     assert message.startswith(f"pp.json: {key}: expected ")
     assert got in message.split(", got ")[-1]
     assert "\n" not in message
+
+
+def test_inputs_have_a_fixed_size() -> None:
+    for size in (None, 224):
+        with pytest.raises(UsageError, match="no fixed size"):
+            PreprocessSpec(size=size)
 
 
 def test_keys_that_are_off_change_nothing() -> None:
