@@ -1,1 +1,48 @@
 """Explain the classifier that you deploy: input gradients and attributions of ONNX models, without their framework."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxplain.adapters.gradient.classifier import gradient_model
+    from onnxplain.adapters.gradient.differentiate import Coverage, coverage, differentiate
+    from onnxplain.engine import methods, metrics
+    from onnxplain.engine.explanation import Explanation
+    from onnxplain.explainer import Explainer, open
+
+__all__ = [
+    "Coverage",
+    "Explainer",
+    "Explanation",
+    "coverage",
+    "differentiate",
+    "gradient_model",
+    "methods",
+    "metrics",
+    "open",
+]
+
+_HOMES = {
+    "Coverage": "onnxplain.adapters.gradient.differentiate",
+    "Explainer": "onnxplain.explainer",
+    "Explanation": "onnxplain.engine.explanation",
+    "coverage": "onnxplain.adapters.gradient.differentiate",
+    "differentiate": "onnxplain.adapters.gradient.differentiate",
+    "gradient_model": "onnxplain.adapters.gradient.classifier",
+    "open": "onnxplain.explainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562): `import onnxplain` imports no runtime and no framework."""
+    if name in ("methods", "metrics"):
+        return import_module(f"onnxplain.engine.{name}")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

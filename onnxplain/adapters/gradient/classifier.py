@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from importlib.metadata import version
 
 import numpy as np
@@ -41,7 +42,6 @@ def gradient_model(
     x = image_input(graph)
     fix_input_size(ours, x, preprocess)
     z_value = logits_output(graph, output)
-    digest = hashlib.sha256(ir.to_proto(ours).SerializeToString(deterministic=True)).hexdigest()
     emit = Emit(graph)
     if preprocess is not None:
         fold(preprocess, Expr(emit, x))
@@ -63,7 +63,7 @@ def gradient_model(
         {
             "onnxplain.gradient_model": "1",
             "onnxplain.version": version("onnxplain"),
-            "onnxplain.source_sha256": digest,
+            "onnxplain.source_sha256": source_sha256(model),
             "onnxplain.space": "model" if preprocess is None else "pixel",
             "onnxplain.head": "softmax",
             "onnxplain.objectives": json.dumps({kind.name.lower(): int(kind) for kind in Kind}),
@@ -72,6 +72,15 @@ def gradient_model(
     if preprocess is not None:
         ours.metadata_props["onnxplain.preprocess"] = json.dumps(preprocess.to_dict())
     return finish(ours)
+
+
+def source_sha256(model: ModelLike) -> str:
+    """The SHA-256 of the model's file, or of a model in memory as it would be written."""
+    if isinstance(model, str | os.PathLike):
+        with open(model, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
 
 
 def image_input(graph: ir.Graph) -> ir.Value:

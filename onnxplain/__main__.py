@@ -1,0 +1,5 @@
+"""`python -m onnxplain`."""
+
+from onnxplain.cli.main import main
+
+main()

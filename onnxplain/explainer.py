@@ -1,0 +1,272 @@
+"""`open` a model and explain images with it: the one place that joins generation, preprocessing and execution."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxplain.adapters.gradient.classifier import forward_model, gradient_model
+from onnxplain.adapters.gradient.prepare import ModelLike, read
+from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
+from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
+from onnxplain.engine.explanation import Explanation
+from onnxplain.engine.methods import Method, to_dict
+from onnxplain.engine.requests import Array, Gradients, Kind, Logits, Objective, Points, Program
+from onnxplain.engine.space import Space
+from onnxplain.errors import FeedMismatch, NonFinite, UsageError
+from onnxplain.models.labels import labels_for
+from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec, find
+
+Target: TypeAlias = int | Sequence[int] | Array | None
+Preprocess: TypeAlias = PreprocessSpec | str | os.PathLike[str] | None
+
+AUTO: Literal["auto"] = "auto"
+
+
+def open(
+    model: ModelLike,
+    *,
+    on: str = "cpu",
+    batch_size: int = 8,
+    preprocess: Preprocess = AUTO,
+    output: str | None = None,
+    range: tuple[float, float] | None = None,
+    threads: int = 0,
+) -> Explainer:
+    """Open a classifier or a gradient model for explaining. Use it as a context manager, or call `close`.
+
+    Args:
+        model: a path, a `ModelProto` or an onnx-ir model.
+        on: the device and its runtime; "cpu" is ONNX Runtime on the CPU.
+        batch_size: how many samples go into one call of the runtime.
+        preprocess: where a classifier's preprocessing comes from: "auto" looks beside the model and in its metadata
+            (see `models.preprocess.find`), otherwise a specification, the path of one, or None for a classifier whose
+            input is to be taken as it is.
+        output: the name of the logits, where the model has several float outputs.
+        range: the valid values of an input without preprocessing, for methods that work in pixel units.
+        threads: of the runtime inside one operator; 0 lets it decide.
+
+    Raises:
+        ModelError: the model cannot be read, is no classifier, or cannot be differentiated.
+        UsageError: no preprocessing was found, or the arguments contradict the model.
+        BackendMissing: the runtime is not installed.
+    """
+    if on != "cpu":
+        raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
+    return Explainer(as_gradient_model(model, preprocess, output), batch_size=batch_size, range=range, threads=threads)
+
+
+def as_gradient_model(model: ModelLike, preprocess: Preprocess, output: str | None) -> onnx.ModelProto:
+    """The gradient model of whatever was given: itself, if it is one already."""
+    ours = read(model)
+    path = model if isinstance(model, str | os.PathLike) else None
+    is_gradient = GRADIENT_MODEL_KEY in ours.metadata_props
+    given = preprocess if isinstance(preprocess, str | os.PathLike) and preprocess != AUTO else None
+    if is_gradient:
+        if isinstance(preprocess, PreprocessSpec) or output is not None:
+            raise UsageError("a gradient model has its preprocessing and its output built in; next: leave them out")
+        if given is not None:
+            find(path, given=given, metadata=ours.metadata_props)  # which says so if they differ
+        return ir.to_proto(ours)
+    if given is not None or preprocess == AUTO:
+        spec: PreprocessSpec | None = find(path, given=given, metadata=ours.metadata_props)[0]
+    else:
+        assert preprocess is None or isinstance(preprocess, PreprocessSpec)
+        spec = preprocess
+    return gradient_model(model, preprocess=spec, output=output)
+
+
+class Explainer:
+    """A gradient model on a device. Made by `open`.
+
+    `space` says how its input relates to pixels, `preprocess` how photos become inputs (None if the model does not
+    say), `labels` names the classes (None if unknown), `usage` counts what has been spent.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        *,
+        batch_size: int = 8,
+        range: tuple[float, float] | None = None,
+        threads: int = 0,
+    ) -> None:
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
+        self.preprocess: PreprocessSpec | None = None
+        if PREPROCESS_KEY in self.metadata:
+            self.preprocess = find(None, metadata=self.metadata)[0]
+        pixel = self.metadata["onnxplain.space"] == "pixel"
+        if pixel and range is not None:
+            raise UsageError("range: this model's input is RGB in [0,1] already; next: leave range out")
+        self.space = self.preprocess.space() if pixel and self.preprocess else Space.model(range)
+        self.labels = labels_for(self.metadata)
+        self.usage = Usage()
+        self.batch_size = batch_size
+        self.threads = threads
+        self._proto = model
+        self._opened: list[OnnxRuntimeExecutor] = []
+        self.forward = Model(self._start(forward_model(model)), batch_size=batch_size)
+
+    def _start(self, model: onnx.ModelProto) -> OnnxRuntimeExecutor:
+        executor = OnnxRuntimeExecutor(model, threads=self.threads)
+        self._opened.append(executor)
+        return executor
+
+    @cached_property
+    def model(self) -> Model:
+        """The model with its gradient; opened when it is first needed."""
+        return Model(self.forward.executors["logits"], self._start(self._proto), batch_size=self.batch_size)
+
+    def close(self) -> None:
+        for executor in self._opened:
+            executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self.close()
+
+    def logits(self, x: Array) -> Array:
+        """Logits (N, K) of images `x` (N, ...), in the dtype of the model."""
+
+        def program() -> Program[Array]:
+            return (yield Logits(self._fit(x)))
+
+        return run(program(), self.forward)
+
+    def gradients(self, x: Array, target: Target = None, objective: str | Kind = "logit") -> Gradients:
+        """Logits (N, K), values (N) and input gradients (as `x`) at images `x` (N, ...).
+
+        `target`: None for the predicted class of each image, a class, one class for each image, or weights (N, K) (for
+        `soft_ce` probabilities, for `logit_l2` logits). `objective` is the name of a `Kind`.
+        """
+        kind = as_kind(objective)
+
+        def program(x: Array, target: int | Array | None) -> Program[Gradients]:
+            if target is None:
+                target = int((yield Logits(x[None]))[0].argmax())
+            return (yield Points(x[None], Objective(kind, target)))
+
+        rows = self._fit(x)
+        programs = [program(row, t) for row, t in zip(rows, each_target(target, len(rows)), strict=True)]
+        outcomes = sorted(drive(programs, self.model, usage=self.usage), key=lambda outcome: outcome.index)
+        parts = [outcome.unwrap() for outcome in outcomes]
+        return Gradients(
+            logits=np.concatenate([part.logits for part in parts]),
+            value=np.concatenate([part.value for part in parts]),
+            gradient=np.concatenate([part.gradient for part in parts]),
+        )
+
+    def explain(self, x: Array, method: Method, target: Target = None, seed: int = 0) -> list[Explanation]:
+        """Explain images `x` (N, ...), float, in the space of the model; see `stream`. Raises the first error."""
+        outcomes = sorted(self.stream(x, method, target, seed), key=lambda outcome: outcome.index)
+        return [outcome.unwrap() for outcome in outcomes]
+
+    def stream(
+        self,
+        x: Iterable[Array],
+        method: Method,
+        target: Target = None,
+        seed: int = 0,
+        *,
+        observe: Callable[[Mapping[str, int]], None] | None = None,
+    ) -> Iterator[Outcome[Explanation]]:
+        """Explain images one by one as they finish; `outcome.index` tells which one, `outcome.error` whether it failed.
+
+        `x` is read lazily, so a data set need not fit into memory. `target` as in `gradients`. An image gives the same
+        attribution alone and in any company: its random numbers depend on `seed`, its pixels and the method only.
+        `observe` is called after every call of the runtime with the rows that it had.
+        """
+        rows = (self._fit(image[None])[0] for image in x)
+        count = len(x) if isinstance(x, np.ndarray | list | tuple) else None
+        programs = (
+            self._explain(row, method, t, seed) for row, t in zip(rows, each_target(target, count), strict=False)
+        )
+        return drive(programs, self.model, usage=self.usage, observe=observe)
+
+    def _explain(self, x: Array, method: Method, target: int | Array | None, seed: int) -> Program[Explanation]:
+        logits = (yield Logits(x[None]))[0]
+        target = int(logits.argmax()) if target is None else target
+        attribution = yield from method(x, target, space=self.space, rng=generator(seed, x, method))
+        values = attribution.values.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise NonFinite(f"method {method.id}: its attribution holds NaN or Inf; next: try another objective")
+        return Explanation(
+            attribution=values,
+            target=target,
+            logits=logits,
+            value=float(Objective(getattr(method, "objective", Kind.LOGIT), target).value(logits)),
+            method=method.id,
+            params=to_dict(method),
+            diagnostics=attribution.diagnostics,
+            provenance=self.provenance | {"seed": seed},
+        )
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What an explanation depends on besides image, method and seed."""
+        return {
+            "model_sha256": self.metadata["onnxplain.source_sha256"],
+            "space": self.metadata["onnxplain.space"],
+            "preprocess": self.preprocess.to_dict() if self.preprocess else None,
+            "on": "cpu",
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+            "versions": {
+                "onnxplain": version("onnxplain"),
+                "onnxruntime": version("onnxruntime"),
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    def _fit(self, x: Array) -> Array:
+        """Images as the model takes them, (n, ...)."""
+        x = np.asarray(x)
+        if x.dtype.kind != "f" or x.shape[1:] != self.forward.image_shape:
+            raise FeedMismatch(
+                f"images: expected floats of shape (n, {', '.join(map(str, self.forward.image_shape))}), "
+                f"got {x.dtype.name}{list(x.shape)}; next: models.preprocess.load_image and to_input make them"
+            )
+        return x.astype(self.forward.dtype, copy=False)
+
+
+def as_kind(objective: str | Kind) -> Kind:
+    if isinstance(objective, Kind):
+        return objective
+    if objective.upper() not in Kind.__members__:
+        names = ", ".join(kind.lower() for kind in Kind.__members__)
+        raise UsageError(f"objective {objective!r} is unknown; next: use one of {names}")
+    return Kind[objective.upper()]
+
+
+def each_target(target: Target, count: int | None) -> Iterable[int | Array | None]:
+    """The target of each image in turn."""
+    if target is None or isinstance(target, int | np.integer):
+        one = None if target is None else int(target)
+        return itertools.repeat(one) if count is None else [one] * count
+    if count is not None and len(target) != count:
+        raise UsageError(f"target: expected one for each of {count} images, got {len(target)}")
+    if isinstance(target, np.ndarray) and target.ndim == 2:
+        return list(target)
+    return [int(t) for t in target]
+
+
+def generator(seed: int, x: Array, method: Method) -> np.random.Generator:
+    """Random numbers of one image and method, wherever the image stands and whoever else is in the batch."""
+    digest = hashlib.sha256(method.id.encode() + x.tobytes()).digest()
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(np.frombuffer(digest, np.uint32).tolist())))
