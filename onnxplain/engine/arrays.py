@@ -42,7 +42,7 @@ def npz(arrays: Mapping[str, Array]) -> bytes:
 def array_names(path: Source) -> list[str]:
     """The names of the arrays in a file; a `.npy` file holds one, named `""`."""
     with reading(path), open(path, "rb") as file:
-        return [""] if is_npy(file, path) else list(members(file))
+        return [""] if is_npy(file, path) else list(members(file, path))
 
 
 def read_array(path: Source, name: str = "") -> Array:
@@ -54,11 +54,9 @@ def read_array(path: Source, name: str = "") -> Array:
     with reading(path), open(path, "rb") as file:
         if is_npy(file, path):
             return read_npy(file, os.fstat(file.fileno()).st_size, path)
-        archive = members(file)
+        archive = members(file, path)
         if name not in archive:
-            raise InputError(
-                f"{path}: has no array {name!r}; next: name one of these: {', '.join(archive) or '(none)'}"
-            )
+            raise InputError(f"{path}: has no array {name!r}; next: name one of these: {', '.join(archive)}")
         member = archive[name]
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(f"{path}: array {name!r} is compressed in an unknown way; next: write it with numpy.savez")
@@ -79,7 +77,7 @@ def reading(path: Source) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); next: check the path") from error
     except Exception as error:  # zipfile, zlib, json and the parser of headers raise a dozen different types
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # one line, even if it quotes the file
         raise InputError(f"{path}: damaged ({why}); next: write or copy the file again") from error
 
 
@@ -92,10 +90,13 @@ def is_npy(file: IO[bytes], path: Source) -> bool:
     return start == NPY
 
 
-def members(file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
+def members(file: IO[bytes], path: Source) -> dict[str, zipfile.ZipInfo]:
     """The arrays of an archive, by name."""
     with zipfile.ZipFile(file) as archive:
-        return {i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")}
+        found = {i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")}
+    if not found:
+        raise InputError(f"{path}: holds no arrays; next: write it with numpy.savez")
+    return found
 
 
 def refuse_if_huge(size: int, path: Source) -> None:

@@ -196,7 +196,8 @@ def read_heatmap(path: Source, key: str | None = None) -> LoadedHeatmap:
         return LoadedHeatmap(as_map(values, path), explanation)
     if key is None and len(names) != 1:
         raise InputError(
-            f"{path}: holds {len(names)} arrays, expected one ({', '.join(names)}); next: choose one of them with --key"
+            f"{path}: holds {len(names)} arrays, expected one ({', '.join(names)}); "
+            "next: name the one to take (key, --key)"
         )
     return LoadedHeatmap(as_map(read_array(path, names[0] if key is None else key), path))
 

@@ -251,8 +251,8 @@ class TestBadFiles:
     def test_an_archive_without_arrays(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
             archive.writestr("readme.txt", "nothing")
-        self.refuse(tmp_path / "a.npz", "holds 0 arrays")
-        self.refuse(tmp_path / "a.npz", "name one of these: \\(none\\)", key="x")
+        self.refuse(tmp_path / "a.npz", "holds no arrays")
+        self.refuse(tmp_path / "a.npz", "holds no arrays", key="x")
 
     def test_a_zip_bomb_is_refused_before_it_is_unpacked(self, tmp_path, monkeypatch):
         monkeypatch.setattr(arrays, "LIMIT", 2**22)
