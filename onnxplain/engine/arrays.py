@@ -120,7 +120,7 @@ def read_npy(stream: IO[bytes], size: int, path: Source) -> Array:
     if dtype.kind not in "fiuU":
         raise InputError(f"{path}: holds {dtype}, expected float or int; next: convert the array and save it again")
     count = math.prod(shape)
-    if min(shape, default=0) < 0 or count * dtype.itemsize > size - stream.tell():
+    if count * dtype.itemsize > size - stream.tell():
         raise InputError(
             f"{path}: cut short: shape {list(shape)} of {dtype} needs more bytes; next: copy the file again"
         )

@@ -87,6 +87,6 @@ def normalised(heatmap: Array) -> Array:
 
 def diverging() -> Array:
     """256 colours from blue over white to red, as OpenCV wants them: (256, 1, 3), blue first."""
-    anchors = np.array([[97, 48, 5], [195, 147, 67], [247, 247, 247], [77, 96, 214], [31, 0, 103]])
-    at = np.linspace(0, 4, 256)
-    return np.stack([np.interp(at, range(5), channel) for channel in anchors.T], axis=-1).astype(np.uint8)[:, None]
+    anchors = np.array([[172, 102, 33], [247, 247, 247], [43, 24, 178]])
+    at = np.linspace(0, 2, 256)
+    return np.stack([np.interp(at, range(3), channel) for channel in anchors.T], axis=-1).astype(np.uint8)[:, None]

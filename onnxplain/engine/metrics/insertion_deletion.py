@@ -124,7 +124,7 @@ class InsertionDeletion:
         when = np.expand_dims(when.reshape(np.delete(x.shape, channel_axis)), channel_axis)
         nothing = {
             kind: substrate(kind, x, space, channel_axis, f"protocol {protocol}")
-            for kind in dict.fromkeys((protocol.insertion, protocol.deletion))
+            for kind in (protocol.insertion, protocol.deletion)
         }
 
         # Ends do not depend on the map, and games may share them: each is asked for once.
@@ -241,12 +241,13 @@ def substrate(kind: Substrate, x: Array, space: Space, channel_axis: int, who: s
         case Substrate.ZERO:
             nothing = space.zero
         case Substrate.BLUR:
-            nothing = blur((x.astype(np.float64) - space.zero) / space.scale, channel_axis) * space.scale + space.zero
+            # RISE blurs (x - zero) / scale; a blur is linear, so that the scale cancels
+            nothing = blur(x.astype(np.float64) - space.zero, channel_axis) + space.zero
     return np.broadcast_to(nothing, x.shape).astype(x.dtype)
 
 
 def blur(z: Array, channel_axis: int = 0) -> Array:
-    """RISE's blur of an image in model space, which pads with zeros there: with the mean colour."""
+    """RISE's blur of an image, padded with zeros: with the mean colour, if that is where z has its zero."""
     import cv2
 
     taps = blur_taps()

@@ -41,7 +41,7 @@ class TestBlur:
         assert blur_taps().sum() == pytest.approx(1, abs=1e-12)
 
     def test_pads_with_zeros(self):
-        """Far from the border a constant stays; in the corner a quarter of the box, and the middle, is left of it."""
+        """Far from the border a constant stays; in the corner only the upper half of the taps finds something."""
         blurred = blur(np.ones((2, 20, 30)))
         corner = blur_taps()[5:].sum() ** 2
         np.testing.assert_allclose(blurred[:, 5:-5, 5:-5], 1)
@@ -59,6 +59,11 @@ class TestOrder:
     def test_pixels_change_q_at_a_time_and_the_last_step_takes_what_is_left(self):
         ranked = np.array([[3.0, 9.0, 1.0, 9.0, 0.0, 5.0, 2.0]])
         np.testing.assert_array_equal(change_step(ranked, 3), [1, 0, 1, 0, 2, 0, 1])
+
+    def test_ties_go_to_the_lower_index(self, rng):
+        ranked = rng.integers(0, 4, (1, 400))
+        order = sorted(range(400), key=lambda i: (-ranked[0, i], i))
+        np.testing.assert_array_equal(np.argsort(change_step(ranked, 1)), order)
 
     def test_union_changes_as_many_pixels_as_the_released_code(self, rng):
         """Advanced indexing with (3, q) coordinates writes all channels at the union of three index lists."""
