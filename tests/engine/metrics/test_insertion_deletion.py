@@ -136,7 +136,7 @@ class TestCost:
     def test_a_score_does_not_depend_on_the_batch(self, rng):
         images = np.stack([photo(rng) for _ in range(3)])
         maps = list(rng.normal(size=images.shape))
-        metric = InsertionDeletion("agi_isa-union")
+        metric = InsertionDeletion(Protocol.named("agi_isa-union", step=9))
         one, many = (metric.score(colours, images, maps, space=IMAGENET, batch_size=b) for b in (1, 64))
         for a, b in zip(one, many, strict=True):
             np.testing.assert_allclose(a.insertion.s, b.insertion.s, rtol=1e-6)
@@ -148,11 +148,14 @@ class TestMaps:
         x = photo(rng)
         heatmap = rng.normal(size=x.shape).astype(np.float32)
         maps = {"sum": heatmap.sum(0), "abs_sum": np.abs(heatmap).sum(0), "max_abs": np.abs(heatmap).max(0)}
+        protocol, areas = Protocol.named("agi_isa", step=9), set()
         for how, reduced in maps.items():
-            (a,) = InsertionDeletion("agi_isa", reduce=how).score(colours, x[None], [heatmap], space=IMAGENET)
-            (b,) = InsertionDeletion("agi_isa").score(colours, x[None], [reduced], space=IMAGENET)
+            (a,) = InsertionDeletion(protocol, reduce=how).score(colours, x[None], [heatmap], space=IMAGENET)
+            (b,) = InsertionDeletion(protocol).score(colours, x[None], [reduced], space=IMAGENET)
             np.testing.assert_array_equal(a.insertion.s, b.insertion.s)
             assert (a.reduction, b.reduction) == (how, "none")
+            areas.add(a.insertion.auc)
+        assert len(areas) == 3
 
     def test_channels_last(self, rng):
         x, heatmap = photo(rng), rng.normal(size=(3, 12, 12))
