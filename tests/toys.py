@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.engine.drive import Model
+from onnxplain.engine.drive import Model, run
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.protocol import TensorSpec
+from onnxplain.engine.methods import Method
+from onnxplain.engine.requests import Attribution
 from onnxplain.engine.space import Space
 
 Array = NDArray[Any]
@@ -49,7 +51,7 @@ def tanh_net(inner: Array, bias: Array, outer: Array, shape: tuple[int, ...] | N
 
     def pull_back(x: Array, v: Array) -> Array:
         h = np.tanh(inner @ x.reshape(-1) + bias)
-        return (inner.T @ ((1 - h * h) * (outer.T @ v))).reshape(x.shape)
+        return np.reshape(inner.T @ ((1 - h * h) * (outer.T @ v)), x.shape)
 
     return Toy(lambda x: outer @ np.tanh(inner @ x.reshape(-1) + bias), pull_back, shape or inner.shape[1:], len(outer))
 
@@ -77,11 +79,11 @@ def picture_net(seed: int = 0, shape: tuple[int, ...] = (3, 8, 8), classes: int 
 
 def softmax(z: Array) -> Array:
     e = np.exp(z - np.max(z))
-    return e / np.sum(e)
+    return np.asarray(e / np.sum(e))
 
 
 def log_softmax(z: Array) -> Array:
-    return z - np.max(z) - np.log(np.sum(np.exp(z - np.max(z))))
+    return np.asarray(z - np.max(z) - np.log(np.sum(np.exp(z - np.max(z)))))
 
 
 def objective(code: int, z: Array, t: Array) -> tuple[Any, Array]:
@@ -142,6 +144,14 @@ def executors(toy: Toy, dtype: Any = np.float64) -> tuple[FunctionExecutor, Func
 def model_of(toy: Toy, dtype: Any = np.float64, batch_size: int = 8) -> Model:
     """A toy as the driver takes it."""
     return Model(*executors(toy, dtype), batch_size=batch_size)
+
+
+def explain(
+    method: Method, toy: Toy, x: Array, target: int | Array = 0, *, space: Space | None = None, seed: int = 0
+) -> Attribution:
+    """What a method says of one image, in the image's dtype."""
+    program = method(x, target, space=space or pixels(toy), rng=np.random.default_rng(seed))
+    return run(program, model_of(toy, x.dtype))
 
 
 def pixels(toy: Toy) -> Space:
