@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.protocol import Executor, TensorSpec
-from onnxplain.engine.requests import Gradients, Line, Logits, Objective, PathSum, Points, Program, Request, Validity
+from onnxplain.engine.requests import Gradients, Line, Logits, PathSum, Points, Program, Request, Validity
 from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, UsageError
 
 Array: TypeAlias = NDArray[Any]
 Result = TypeVar("Result")
 
 LOGITS, GRADIENT = "logits", "gradient"  # the roles
+FINITE = {LOGITS: ("logits",), GRADIENT: ("logits", "gradient")}  # the outputs that may hold no NaN and no Inf
 TARGET, OBJECTIVE = "onnxplain_target", "onnxplain_objective"  # the extra inputs of a gradient model
 
 
@@ -209,7 +210,7 @@ def is_valid(line: Line, i: int, j: int, gradient: Array) -> Array:
             ours, theirs = line.reference, gradient
     same_sign = np.sign(ours) == np.sign(theirs)
     if line.validity is Validity.SIGN_ONLY:
-        return same_sign
+        return np.asarray(same_sign)
     return np.asarray(same_sign & (np.abs(ours) > np.abs(theirs)))
 
 
@@ -217,7 +218,7 @@ Work: TypeAlias = LogitsWork | PointsWork | LineWork
 
 
 def begin(request: Request, model: Model) -> Work:
-    """The work that a request makes; wrong dtypes and shapes are caught here, once a request."""
+    """The work that a request makes; wrong dtypes, shapes and targets are caught here, once a request."""
     work: Work
     match request:
         case Logits():
@@ -226,12 +227,12 @@ def begin(request: Request, model: Model) -> Work:
             work = PointsWork(request, model)
         case Line():
             work = LineWork(request, model)
-    points = work.points
-    if points.dtype != model.dtype or points.shape[1:] != model.image_shape:
-        raise FeedMismatch(
-            f"input {model.input}: expected rows of {model.dtype.name}{list(model.image_shape)}, "
-            f"got {points.dtype.name}{list(points.shape[1:])}"
-        )
+    for points in (request.start, request.step) if isinstance(request, Line) else (request.x,):
+        if points.dtype != model.dtype or points.shape[1:] != model.image_shape:
+            raise FeedMismatch(
+                f"input {model.input}: expected rows of {model.dtype.name}{list(model.image_shape)}, "
+                f"got {points.dtype.name}{list(points.shape[1:])}"
+            )
     return work
 
 
@@ -272,8 +273,6 @@ def drive(
                 job.work = begin(job.program.send(answer), model)
                 job.asked += 1
                 job.waiting = job.work.count
-                if job.work.objective is not None:
-                    job.work.objective.row(model.classes)
                 if job.waiting:
                     break
                 answer = job.work.answer()
@@ -308,26 +307,27 @@ def drive(
         usage.runtime_seconds += time.perf_counter() - started
         usage.calls[role] += 1
         usage.rows[role] += len(batch)
-        finite = np.isfinite(outputs["logits"]).all(axis=-1)
-        if role == GRADIENT:
-            finite &= np.isfinite(outputs["gradient"]).reshape(len(batch), -1).all(axis=-1)
+        finite = np.logical_and.reduce([rows_finite(outputs[name]) for name in FINITE[role]])
         failed: set[int] = set()
+        ended: list[Outcome[Result]] = []
         for at, (job, row) in enumerate(batch):
             if job.index in failed:
                 continue
             assert job.work is not None
             if not finite[at]:
                 failed.add(job.index)
-                yield fail(job, non_finite(job.index, job.asked, outputs["logits"][at]))
+                ended.append(fail(job, non_finite(job.index, job.asked, outputs["logits"][at])))
                 continue
             job.work.read(row, at, outputs)
             job.waiting -= 1
             if not job.waiting:
                 outcome = advance(job, job.work.answer())
                 if outcome is not None:
-                    yield outcome
+                    ended.append(outcome)
         if observe is not None:
             observe({role: len(batch)})
+        # only now: whoever takes an outcome may use the model, whose next call overwrites these outputs
+        yield from ended
 
     def turns() -> Iterator[Outcome[Result]]:
         nonlocal exhausted
@@ -350,6 +350,11 @@ def drive(
         yield outcome
         clock = time.perf_counter()
     usage.seconds += time.perf_counter() - clock
+
+
+def rows_finite(x: Array) -> Array:
+    """For each row, whether it is free of NaN and Inf."""
+    return np.asarray(np.isfinite(x).reshape(len(x), -1).all(axis=-1))
 
 
 def non_finite(index: int, step: int, logits: Array) -> NonFinite:

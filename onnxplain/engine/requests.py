@@ -37,14 +37,14 @@ class Kind(IntEnum):
 
 def softmax(z: Array) -> Array:
     """softmax over the last axis."""
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    e: Array = np.exp(z - z.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
 def log_softmax(z: Array) -> Array:
     """log softmax over the last axis."""
     z = z - z.max(axis=-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,9 @@ class Objective:
                 raise UsageError(f"target: expected {classes} weights, got shape {self.target.shape}")
             return self.target.astype(np.float32, copy=False)
         if not 0 <= self.target < classes:
-            raise UsageError(f"target {self.target} is out of range: the model has {classes} classes (0 to {classes - 1})")
+            raise UsageError(
+                f"target {self.target} is out of range: the model has {classes} classes (0 to {classes - 1})"
+            )
         row = np.zeros(classes, np.float32)
         row[self.target] = 1
         return row
