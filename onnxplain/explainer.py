@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
@@ -70,9 +71,9 @@ def open(
 def as_gradient_model(model: ModelLike, preprocess: Preprocess, output: str | None) -> onnx.ModelProto:
     """The gradient model of whatever was given: itself, if it is one already."""
     ours = read(model)
-    path = model if isinstance(model, str | os.PathLike) else None
+    path = Path(model) if isinstance(model, str | os.PathLike) else None
     is_gradient = GRADIENT_MODEL_KEY in ours.metadata_props
-    given = preprocess if isinstance(preprocess, str | os.PathLike) and preprocess != AUTO else None
+    given = Path(preprocess) if isinstance(preprocess, str | os.PathLike) and preprocess != AUTO else None
     if is_gradient:
         if isinstance(preprocess, PreprocessSpec) or output is not None:
             raise UsageError("a gradient model has its preprocessing and its output built in; next: leave them out")
@@ -116,7 +117,8 @@ class Explainer:
         self.threads = threads
         self._proto = model
         self._opened: list[OnnxRuntimeExecutor] = []
-        self.forward = Model(self._start(forward_model(model)), batch_size=batch_size)
+        self._logits = self._start(forward_model(model))
+        self.forward = Model(self._logits, batch_size=batch_size)
 
     def _start(self, model: onnx.ModelProto) -> OnnxRuntimeExecutor:
         executor = OnnxRuntimeExecutor(model, threads=self.threads)
@@ -126,7 +128,7 @@ class Explainer:
     @cached_property
     def model(self) -> Model:
         """The model with its gradient; opened when it is first needed."""
-        return Model(self.forward.executors["logits"], self._start(self._proto), batch_size=self.batch_size)
+        return Model(self._logits, self._start(self._proto), batch_size=self.batch_size)
 
     def close(self) -> None:
         for executor in self._opened:
@@ -144,7 +146,8 @@ class Explainer:
         """Logits (N, K) of images `x` (N, ...), in the dtype of the model."""
 
         def program() -> Program[Array]:
-            return (yield Logits(self._fit(x)))
+            answer: Array = yield Logits(self._fit(x))
+            return answer
 
         return run(program(), self.forward)
 
@@ -159,7 +162,8 @@ class Explainer:
         def program(x: Array, target: int | Array | None) -> Program[Gradients]:
             if target is None:
                 target = int((yield Logits(x[None]))[0].argmax())
-            return (yield Points(x[None], Objective(kind, target)))
+            answer: Gradients = yield Points(x[None], Objective(kind, target))
+            return answer
 
         rows = self._fit(x)
         programs = [program(row, t) for row, t in zip(rows, each_target(target, len(rows)), strict=True)]
@@ -269,4 +273,6 @@ def each_target(target: Target, count: int | None) -> Iterable[int | Array | Non
 def generator(seed: int, x: Array, method: Method) -> np.random.Generator:
     """Random numbers of one image and method, wherever the image stands and whoever else is in the batch."""
     digest = hashlib.sha256(method.id.encode() + x.tobytes()).digest()
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(np.frombuffer(digest, np.uint32).tolist())))
+    return np.random.default_rng(
+        np.random.SeedSequence(seed, spawn_key=tuple(np.frombuffer(digest, np.uint32).tolist()))
+    )

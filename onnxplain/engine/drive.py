@@ -118,7 +118,6 @@ class LogitsWork:
 
     def __init__(self, request: Logits, model: Model) -> None:
         self.request = request
-        self.points = request.x
         self.count = len(request.x)
         self.logits = np.empty((self.count, model.classes), model.dtype)
 
@@ -139,7 +138,6 @@ class PointsWork:
 
     def __init__(self, request: Points, model: Model) -> None:
         self.request = request
-        self.points = request.x
         self.count = len(request.x)
         self.objective = request.objective
         self.result = Gradients(

@@ -122,7 +122,7 @@ class Line:
     """Weighted gradient sums along n straight paths, whose points never exist all at once. Answer: `PathSum`.
 
     Point j of path i is `start[i] + t[i, j] * step[i]`; the sum is over `weights[i, j] * gradient`.
-    With `validity`, only valid features are added, and `reference` (one image) is the gradient that they are held against.
+    With `validity`, only valid features are added; `reference` (one image) is the gradient that they are held against.
     """
 
     start: Array  # (n, ...)

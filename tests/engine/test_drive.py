@@ -165,10 +165,8 @@ def test_errors_of_a_program_are_its_own() -> None:
         return len(answer)
 
     outcomes = sorted(drive([careful(), refusing(), fine()], toys.model_of(toys.TOY_T)), key=lambda o: o.index)
-    assert [str(o.error) for o in outcomes[:2]] == [
-        "target 7 is out of range: the model has 3 classes (0 to 2)",
-        "no",
-    ]
+    assert [type(o.error) for o in outcomes] == [UsageError, UsageError, type(None)]
+    assert [str(o.error)[:30] for o in outcomes[:2]] == ["target 7 is out of range: the ", "no"]
     assert closed == [True]
     assert outcomes[2].unwrap() == 3
 

@@ -95,7 +95,7 @@ def image_input(graph: ir.Graph) -> ir.Value:
 
 
 def fix_input_size(model: ir.Model, x: ir.Value, preprocess: PreprocessSpec | None) -> None:
-    """Make the batch the only symbolic dimension: H and W come from the preprocessing where the model leaves them open."""
+    """Make the batch the only symbolic dimension: the preprocessing tells H and W where the model leaves them open."""
     assert x.shape is not None
     dims = [d if isinstance(d, int) else None for d in x.shape]
     if preprocess is not None:
@@ -156,7 +156,7 @@ def fold(preprocess: PreprocessSpec, x: Expr) -> None:
 
 
 def forward_model(gradient: onnx.ModelProto) -> onnx.ModelProto:
-    """The forward half of a gradient model: the image in, the logits out. (Runtimes do not skip what is not fetched.)"""
+    """The forward half of a gradient model: image in, logits out. (Runtimes do not skip what is not fetched.)"""
     ours = ir.from_proto(gradient)
     graph = ours.graph
     graph.outputs[:] = [v for v in graph.outputs if v.name == "logits"]

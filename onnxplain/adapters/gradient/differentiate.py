@@ -51,7 +51,9 @@ def pick(what: str, values: Sequence[ir.Value], names: Sequence[str] | None) -> 
     floats = {v.name: v for v in values if v.dtype in FLOATS}
     for name in names or ():
         if name not in floats:
-            raise UsageError(f"{what} {name!r}: the model has no float {what} of that name; it has {sorted(map(str, floats))}")
+            raise UsageError(
+                f"{what} {name!r}: the model has no float {what} of that name; it has {sorted(map(str, floats))}"
+            )
     chosen = [floats[name] for name in names] if names is not None else list(floats.values())
     if not chosen:
         raise InvalidModel(f"the model has no float {what}, so there is nothing to differentiate")

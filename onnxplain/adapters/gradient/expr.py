@@ -15,7 +15,6 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-
 Array: TypeAlias = NDArray[Any]
 Dim: TypeAlias = int | str | None
 Operand: TypeAlias = "Expr | Array | Sequence[int] | float | None"
@@ -58,7 +57,9 @@ class Emit:
             self._constants[key] = expr
         return expr
 
-    def node(self, op_type: str, inputs: Sequence[Expr | None], attributes: Mapping[str, Any], outputs: int) -> list[Expr]:
+    def node(
+        self, op_type: str, inputs: Sequence[Expr | None], attributes: Mapping[str, Any], outputs: int
+    ) -> list[Expr]:
         names = [self.name(op_type) for _ in range(outputs)]
         node = ir.node(
             op_type,
@@ -92,7 +93,9 @@ def infer(node: ir.Node, opset: int) -> None:
         assert value.name is not None
         kind = inferred[value.name].tensor_type
         value.type = ir.TensorType(ir.DataType(kind.elem_type))
-        value.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim])
+        value.shape = ir.Shape(
+            [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
+        )
 
 
 class Expr:

@@ -41,7 +41,9 @@ def read(model: ModelLike) -> ir.Model:
         parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
         absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
         if absolute or ".." in parts or (path.parent / location).resolve().parent != path.parent.resolve():
-            raise InvalidModel(f"{path}: external data at {location!r} lies outside the model's folder, which is refused")
+            raise InvalidModel(
+                f"{path}: external data at {location!r} lies outside the model's folder, which is refused"
+            )
     return loaded
 
 

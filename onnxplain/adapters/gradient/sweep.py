@@ -55,7 +55,7 @@ def find(node: ir.Node, rules: Rules) -> Entry | None:
 def pull_back(
     graph: ir.Graph, emit: Emit, cotangents: Mapping[ir.Value, Expr], wrt: Sequence[ir.Value], rules: Rules = DEFAULT
 ) -> dict[ir.Value, Expr]:
-    """The cotangents of `wrt`, given those of some values: Σ J(value, wrt)ᵀ cotangent, each in the full shape of its value.
+    """The cotangents of `wrt`, given those of some values: Σ J(value, wrt)ᵀ cotangent, each in its value's full shape.
 
     Values that nothing depends on are missing from the answer. Raises `NotDifferentiable` with every gap there is.
     """

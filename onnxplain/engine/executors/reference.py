@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,18 +11,120 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_max_pool import MaxPool as MaxPoolWithIndices
 
 from onnxplain.engine.executors.protocol import Array, TensorSpec, check_feeds
 from onnxplain.errors import ExecutionError
 
 
-class Erf(OpRun):  # type: ignore[misc]
+class Erf(OpRun):
     """Erf to the last bits: the evaluator's own is good to about 1e-8 only."""
 
     op_domain = ""
 
     def _run(self, x: Array) -> tuple[Array]:
         return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
+
+
+class Pad(OpRun):  # type: ignore[misc]
+    """Pad that crops where a width is negative, which the evaluator's own refuses. Constant borders only."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Array, pads: Array, value: Array | None = None, axes: Array | None = None, mode: str | None = None
+    ) -> tuple[Array]:
+        if mode not in (None, "constant"):
+            raise NotImplementedError(f"Pad in mode {mode}")
+        over = range(x.ndim) if axes is None else axes.tolist()
+        for axis, before, after in zip(over, *np.split(pads, 2), strict=True):
+            x = np.moveaxis(x, axis, 0)
+            x = x[max(-before, 0) : len(x) + min(after, 0)]
+            border = [(max(before, 0), max(after, 0)), *[(0, 0)] * (x.ndim - 1)]
+            x = np.moveaxis(np.pad(x, border, constant_values=0 if value is None else value.item()), 0, axis)
+        return (x,)
+
+
+class MaxPool(MaxPoolWithIndices):  # type: ignore[misc]
+    """MaxPool by its definition: the evaluator's own is slow, and wrong for SAME_LOWER and for some pads in 3-D."""
+
+    op_domain = ""
+
+    def _run(  # type: ignore[override]
+        self,
+        x: Array,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        dilations: Sequence[int] | None = None,
+        kernel_shape: Sequence[int] = (),
+        pads: Sequence[int] | None = None,
+        storage_order: int | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> tuple[Array, ...]:
+        if len(self.onnx_node.output) > 1:
+            given = (auto_pad, ceil_mode, dilations, kernel_shape, pads, storage_order, strides)
+            return tuple(super()._run(x, *given))  # type: ignore[no-untyped-call]
+        spatial = x.ndim - 2
+        for i, kernel in enumerate(kernel_shape):  # the maximum over a box is the maximum of maxima along its axes
+            size, step, spread = x.shape[2 + i], (strides or [1] * spatial)[i], (dilations or [1] * spatial)[i]
+            extent = spread * (kernel - 1) + 1
+            before, after = (pads[i], pads[i + spatial]) if pads else (0, 0)
+            if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+                total = max((math.ceil(size / step) - 1) * step + extent - size, 0)
+                before, after = total // 2, total - total // 2
+                before, after = (after, before) if auto_pad == "SAME_LOWER" else (before, after)
+            room = size + before + after - extent
+            count = (math.ceil(room / step) if ceil_mode else room // step) + 1
+            if ceil_mode and (count - 1) * step >= size + before:
+                count -= 1  # no window begins in the padding behind the image
+            reach = max((count - 1) * step + extent, size + before + after)
+            border = [(0, 0)] * x.ndim
+            border[2 + i] = (before, reach - size - before)
+            padded = np.moveaxis(np.pad(x, border, constant_values=-np.inf), 2 + i, 0)
+            taps = [padded[a * spread : a * spread + (count - 1) * step + 1 : step] for a in range(kernel)]
+            x = np.moveaxis(np.max(taps, axis=0), 0, 2 + i)
+        return (x,)
+
+
+class ConvTranspose(OpRun):  # type: ignore[misc]
+    """ConvTranspose by its definition, for explicit pads: the evaluator's own fails for several groups."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        auto_pad: str | None = None,
+        dilations: Sequence[int] | None = None,
+        group: int | None = None,
+        kernel_shape: Sequence[int] | None = None,  # noqa: ARG002  (the weights say it)
+        output_padding: Sequence[int] | None = None,
+        output_shape: Sequence[int] | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> tuple[Array]:
+        if auto_pad not in (None, "NOTSET") or output_shape is not None:
+            raise NotImplementedError("ConvTranspose with auto_pad or output_shape")
+        spatial, groups = x.ndim - 2, group or 1
+        kernel, count = w.shape[2:], x.shape[2:]
+        pace, spread = strides or [1] * spatial, dilations or [1] * spatial
+        extra, border = output_padding or [0] * spatial, pads or [0] * 2 * spatial
+        full = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(count, pace, spread, kernel, strict=True)]
+        room = [n + max(e - after, 0) for n, e, after in zip(full, extra, border[spatial:], strict=True)]
+        y = np.zeros((len(x), groups, w.shape[1], *room), x.dtype)
+        xs = x.reshape(len(x), groups, -1, *count)
+        ws = w.reshape(groups, -1, *w.shape[1:])
+        for tap in np.ndindex(*kernel):
+            at = [slice(a * d, a * d + (n - 1) * s + 1, s) for a, d, n, s in zip(tap, spread, count, pace, strict=True)]
+            here: Any = (..., *at)
+            weight: Any = (..., *tap)
+            y[here] += np.einsum("ngc...,gck->ngk...", xs, ws[weight])
+        keep: Any = [slice(border[i], full[i] - border[i + spatial] + extra[i]) for i in range(spatial)]
+        kept: Any = (..., *keep)
+        y = y[kept].reshape(len(x), -1, *(k.stop - k.start for k in keep))
+        return (y if b is None else y + b.reshape(-1, *[1] * spatial),)
 
 
 def specs(values: Any) -> dict[str, TensorSpec]:
@@ -40,7 +142,8 @@ class ReferenceExecutor:
     """`onnx.reference.ReferenceEvaluator` behind the executor protocol."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model, new_ops=[Erf])
+        operators = [Erf, Pad, MaxPool, ConvTranspose]
+        self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model, new_ops=operators)
         constants = {tensor.name for tensor in model.graph.initializer}
         self.inputs: Mapping[str, TensorSpec] = specs(v for v in model.graph.input if v.name not in constants)
         self.outputs: Mapping[str, TensorSpec] = specs(model.graph.output)

@@ -1,7 +1,7 @@
 """Convolutions. The gradient with respect to the input is a convolution too, with the kernel turned round.
 
-    y[k, o] = Σ_c,a  W[k, c, a] x[c, o s + a d - p]
-    x̄[c, i] = Σ_k,a  W[k, c, a] ȳ[k, o]   over all  o s + a d - p = i
+y[k, o] = Σ_c,a  W[k, c, a] x[c, o s + a d - p]
+x̄[c, i] = Σ_k,a  W[k, c, a] ȳ[k, o]   over all  o s + a d - p = i
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:
     kernel = w if w.constant is None else g.emit.constant(w.constant.copy())  # its own copy: see Emit.constant
     afters = [window.reach - window.before - window.size for window in along]
     symmetric = all(
-        0 <= window.before - after < max(window.stride, window.dilation) for window, after in zip(along, afters, strict=True)
+        0 <= window.before - after < max(window.stride, window.dilation)
+        for window, after in zip(along, afters, strict=True)
     )
     common: dict[str, Any] = {
         "dilations": [window.dilation for window in along],

@@ -12,7 +12,6 @@ from typing import Any
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op, where
 from onnxplain.adapters.gradient.registry import define, vjp
 
-
 define(
     {
         "Add": lambda g, y, a, b: (g, g),

@@ -61,4 +61,3 @@ def gemm(
         return op("Gemm", a.mT, g, alpha=alpha, transA=transA)
 
     return (first, second, lambda: g * beta)[: 3 if c is not None else 2]
-

@@ -42,7 +42,15 @@ def batch_normalization(
 
 @vjp("LayerNormalization")
 def layer_normalization(
-    g: Any, y: Any, x: Expr, scale: Expr, bias: Expr | None = None, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+    g: Any,
+    y: Any,
+    x: Expr,
+    scale: Expr,
+    bias: Expr | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
 ) -> tuple[Any, ...]:
     """y = γ h + β with h = r (x - μ), r = 1/√(σ² + ε);  with q = γ ȳ:  x̄ = r (q - mean(q) - h mean(q h)).
 

@@ -14,8 +14,8 @@ from onnxplain.adapters.gradient.rules.window import Window, windows
 
 @vjp("MaxPool")
 def max_pool(
-    g: Any,
-    y: Any,
+    g: Expr | tuple[Expr, ...],
+    y: Expr | tuple[Expr, ...],
     x: Expr,
     *,
     kernel_shape: Sequence[int],
@@ -32,8 +32,10 @@ def max_pool(
     maximum is found first, and then the first column in it, which is PyTorch's choice among equals. Only comparisons
     and selections: no indices and no scatter, which not every runtime has, or has in a fixed order.
     """
-    if isinstance(g, tuple):
+    if isinstance(g, tuple) and isinstance(y, tuple):  # its indices, the second output, have no gradient
         g, y = g[0], y[0]
+    assert isinstance(g, Expr)
+    assert isinstance(y, Expr)
     along = windows(x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
     axes = range(2, x.rank)
     steps = [(axis, window) for axis, window in zip(axes, along, strict=True) if not window.trivial]

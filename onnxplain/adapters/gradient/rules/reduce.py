@@ -60,6 +60,8 @@ def log_softmax(g: Expr, y: Expr, x: Expr, *, axis: int = -1) -> Expr:
 
 
 no_gradient("it picks an index", "ArgMax", "ArgMin")
-no_gradient("it compares", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "IsNaN", "IsInf")
+no_gradient(
+    "it compares", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "IsNaN", "IsInf"
+)
 no_gradient("it is constant between jumps", "Floor", "Ceil", "Round", "Sign")
 no_gradient("it reads a shape", "Shape", "Size", "ConstantOfShape")

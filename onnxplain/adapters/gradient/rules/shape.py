@@ -73,7 +73,7 @@ def slice_(
         if abs(step) > 1:
             g = spread(g, axis, abs(step))
         g = g.pad(axis, taken.start, x.size(axis) - taken.start - g.size(axis))
-    return g, None, None, None, None
+    return g.like(x), None, None, None, None  # shape inference forgets the name of a batch that was sliced whole
 
 
 def spread(g: Expr, axis: int, step: int) -> Expr:
@@ -87,7 +87,14 @@ def spread(g: Expr, axis: int, step: int) -> Expr:
 
 @vjp("Pad")
 def pad(
-    g: Expr, y: Expr, x: Expr, pads: Expr, value: Expr | None = None, axes: Expr | None = None, *, mode: str = "constant"
+    g: Expr,
+    y: Expr,
+    x: Expr,
+    pads: Expr,
+    value: Expr | None = None,
+    axes: Expr | None = None,
+    *,
+    mode: str = "constant",
 ) -> tuple[Any, ...]:
     """y = x with a constant border (cropped where a width is negative);  x̄ = ȳ without it."""
     if mode != "constant":
@@ -102,4 +109,4 @@ def pad(
     def border() -> Expr:
         raise UnsupportedCase("the gradient with respect to the border's value")
 
-    return (g, None, border, None)[: 2 + (value is not None) + (axes is not None)]
+    return (g.like(x), None, border, None)[: 2 + (value is not None) + (axes is not None)]
