@@ -114,7 +114,6 @@ class LogitsWork:
     """`Logits` under way."""
 
     role = LOGITS
-    objective = None
 
     def __init__(self, request: Logits, model: Model) -> None:
         self.request = request
@@ -139,7 +138,7 @@ class PointsWork:
     def __init__(self, request: Points, model: Model) -> None:
         self.request = request
         self.count = len(request.x)
-        self.objective = request.objective
+        self.kind, self.target = request.objective.kind, request.objective.row(model.classes)
         self.result = Gradients(
             logits=np.empty((self.count, model.classes), model.dtype),
             value=np.empty(self.count, model.dtype),
@@ -168,7 +167,7 @@ class LineWork:
         self.request = request
         self.points = request.start
         self.count = lines * self.steps
-        self.objective = request.objective
+        self.kind, self.target = request.objective.kind, request.objective.row(model.classes)
         self.value = np.empty((lines, self.steps), model.dtype)
         self.sum = np.zeros((lines, *model.image_shape), model.dtype)
         self.valid = np.zeros_like(self.sum) if request.validity else None
@@ -297,9 +296,8 @@ def drive(
         for at, (job, row) in enumerate(batch):
             assert job.work is not None
             job.work.write(row, model.x[at])
-            if job.work.objective is not None:
-                model.target[at] = job.work.objective.row(model.classes)
-                model.code[at] = job.work.objective.kind
+            if not isinstance(job.work, LogitsWork):
+                model.target[at], model.code[at] = job.work.target, job.work.kind
         started = time.perf_counter()
         outputs = model.run(role, len(batch))
         usage.runtime_seconds += time.perf_counter() - started
