@@ -193,6 +193,8 @@ class Expr:
         """Reshape to a shape with one symbolic dimension at the most."""
         if tuple(shape) == self.shape:
             return self
+        if 0 in shape:
+            raise UnsupportedCase("a tensor without elements")  # and a 0 would mean "as it was"
         if sum(not isinstance(d, int) for d in shape) > 1:
             raise UnsupportedCase(f"more than one dimension of {list(shape)} is not fixed")
         out = op("Reshape", self, [d if isinstance(d, int) else -1 for d in shape])
@@ -228,7 +230,7 @@ class Expr:
         return op("Slice", self, [start], [stop], [axis], [step])
 
     def pad(self, axis: int, before: int, after: int, value: float = 0.0) -> Expr:
-        """Pad one axis with a constant; a negative width crops. (Runtimes differ on negative widths: Slice does those.)"""
+        """Pad one axis with a constant. A negative width crops, by Slice: runtimes differ on negative padding."""
         if before < 0 or after < 0:
             kept = self.slice(axis, max(-before, 0), self.size(axis) + min(after, 0))
             return kept.pad(axis, max(before, 0), max(after, 0), value)
