@@ -26,7 +26,7 @@ class Erf(OpRun):
         return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
 
 
-class Pad(OpRun):  # type: ignore[misc]
+class Pad(OpRun):
     """Pad that crops where a width is negative, which the evaluator's own refuses. Constant borders only."""
 
     op_domain = ""
@@ -45,7 +45,7 @@ class Pad(OpRun):  # type: ignore[misc]
         return (x,)
 
 
-class MaxPool(MaxPoolWithIndices):  # type: ignore[misc]
+class MaxPool(MaxPoolWithIndices):
     """MaxPool by its definition: the evaluator's own is slow, and wrong for SAME_LOWER and for some pads in 3-D."""
 
     op_domain = ""
@@ -64,29 +64,74 @@ class MaxPool(MaxPoolWithIndices):  # type: ignore[misc]
         if len(self.onnx_node.output) > 1:
             given = (auto_pad, ceil_mode, dilations, kernel_shape, pads, storage_order, strides)
             return tuple(super()._run(x, *given))  # type: ignore[no-untyped-call]
-        spatial = x.ndim - 2
-        for i, kernel in enumerate(kernel_shape):  # the maximum over a box is the maximum of maxima along its axes
-            size, step, spread = x.shape[2 + i], (strides or [1] * spatial)[i], (dilations or [1] * spatial)[i]
-            extent = spread * (kernel - 1) + 1
-            before, after = (pads[i], pads[i + spatial]) if pads else (0, 0)
-            if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-                total = max((math.ceil(size / step) - 1) * step + extent - size, 0)
-                before, after = total // 2, total - total // 2
-                before, after = (after, before) if auto_pad == "SAME_LOWER" else (before, after)
-            room = size + before + after - extent
-            count = (math.ceil(room / step) if ceil_mode else room // step) + 1
-            if ceil_mode and (count - 1) * step >= size + before:
-                count -= 1  # no window begins in the padding behind the image
-            reach = max((count - 1) * step + extent, size + before + after)
-            border = [(0, 0)] * x.ndim
-            border[2 + i] = (before, reach - size - before)
-            padded = np.moveaxis(np.pad(x, border, constant_values=-np.inf), 2 + i, 0)
-            taps = [padded[a * spread : a * spread + (count - 1) * step + 1 : step] for a in range(kernel)]
-            x = np.moveaxis(np.max(taps, axis=0), 0, 2 + i)
+        lowest = np.asarray(-np.inf, x.dtype)
+        for axis, kernel in enumerate(kernel_shape):  # the maximum over a box is the maximum of maxima along its axes
+            x = taps(x, axis, kernel, lowest, lowest, auto_pad, ceil_mode, dilations, pads, strides).max(axis=0)
         return (x,)
 
 
-class ConvTranspose(OpRun):  # type: ignore[misc]
+class AveragePool(OpRun):
+    """AveragePool by its definition: the evaluator's own is slow."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        count_include_pad: int | None = None,
+        dilations: Sequence[int] | None = None,
+        kernel_shape: Sequence[int] = (),
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> tuple[Array]:
+        zero, one = np.zeros((), x.dtype), np.ones((), x.dtype)
+        border = one if count_include_pad else zero
+        for axis, kernel in enumerate(kernel_shape):
+            how = (auto_pad, ceil_mode, dilations, pads, strides)
+            counts = taps(np.ones_like(x), axis, kernel, border, zero, *how).sum(axis=0)
+            x = taps(x, axis, kernel, zero, zero, *how).sum(axis=0) / counts
+        return (x,)
+
+
+def taps(
+    x: Array,
+    axis: int,
+    kernel: int,
+    border: Array,
+    beyond: Array,
+    auto_pad: str | None,
+    ceil_mode: int | None,
+    dilations: Sequence[int] | None,
+    pads: Sequence[int] | None,
+    strides: Sequence[int] | None,
+) -> Array:
+    """What each tap of a pool's window sees along one spatial axis, (kernel, *output shape).
+
+    The padding holds `border`; what a last window of `ceil_mode` sees behind the padding is `beyond`.
+    """
+    spatial = x.ndim - 2
+    size, step, spread = x.shape[2 + axis], (strides or [1] * spatial)[axis], (dilations or [1] * spatial)[axis]
+    extent = spread * (kernel - 1) + 1
+    before, after = (pads[axis], pads[axis + spatial]) if pads else (0, 0)
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        total = max((math.ceil(size / step) - 1) * step + extent - size, 0)
+        before, after = total // 2, total - total // 2
+        before, after = (after, before) if auto_pad == "SAME_LOWER" else (before, after)
+    room = size + before + after - extent
+    count = (math.ceil(room / step) if ceil_mode else room // step) + 1
+    if ceil_mode and (count - 1) * step >= size + before:
+        count -= 1  # no window begins in the padding behind the image
+    behind = max((count - 1) * step + extent - size - before - after, 0)
+    line = np.moveaxis(x, 2 + axis, 0)
+    line = np.pad(line, [(before, after), *[(0, 0)] * (x.ndim - 1)], constant_values=border)
+    line = np.pad(line, [(0, behind), *[(0, 0)] * (x.ndim - 1)], constant_values=beyond)
+    seen = [line[a * spread : a * spread + (count - 1) * step + 1 : step] for a in range(kernel)]
+    return np.stack([np.moveaxis(part, 0, 2 + axis) for part in seen])
+
+
+class ConvTranspose(OpRun):
     """ConvTranspose by its definition, for explicit pads: the evaluator's own fails for several groups."""
 
     op_domain = ""
@@ -142,7 +187,7 @@ class ReferenceExecutor:
     """`onnx.reference.ReferenceEvaluator` behind the executor protocol."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        operators = [Erf, Pad, MaxPool, ConvTranspose]
+        operators = [Erf, Pad, MaxPool, AveragePool, ConvTranspose]
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model, new_ops=operators)
         constants = {tensor.name for tensor in model.graph.initializer}
         self.inputs: Mapping[str, TensorSpec] = specs(v for v in model.graph.input if v.name not in constants)

@@ -65,7 +65,7 @@ def clip(g: Expr, y: Expr, x: Expr, low: Expr | None = None, high: Expr | None =
     def bound() -> Expr:
         raise UnsupportedCase("the gradient with respect to a bound")
 
-    return (g if mask is None else where(mask, g, 0.0), bound, bound)[: 1 + (low is not None) + (high is not None)]
+    return g if mask is None else where(mask, g, 0.0), bound, bound
 
 
 @vjp("Dropout", broadcastable=True)

@@ -1,0 +1,211 @@
+"""Every gradient rule against laws that do not know how it was written.
+
+The first law: the pull-back is the adjoint of the derivative, <ȳ, J v> = <Jᵀ ȳ, v>, with J v taken from forward values
+alone. The samples are in `samples.py`; the second half of the page takes ONNX's own node cases instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import warnings
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import onnx
+import onnx.backend.test.case.node as node_cases
+import pytest
+from conformance.samples import SAMPLES, Sample, adjoint_gap, directions, infer, slope
+
+from onnxplain.adapters.gradient.differentiate import differentiate
+from onnxplain.adapters.gradient.registry import ALLOWED, DEFAULT
+from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
+from onnxplain.engine.executors.reference import ReferenceExecutor
+from onnxplain.errors import NotDifferentiable
+
+EPS32 = float(np.finfo(np.float32).eps)
+PLUMBING = {"Identity"}  # names an output
+
+every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.id)
+
+
+@cache
+def symbolic_gradient(sample: Sample) -> onnx.ModelProto:
+    """The sample in float32, with a free batch where it allows one, differentiated."""
+    return differentiate(sample.model(np.float32, symbolic=True), wrt=[f"x{i}" for i in sample.wanted])
+
+
+def test_every_rule_has_a_sample_and_every_sample_its_own_name() -> None:
+    """No sample, no rule."""
+    assert {sample.op for sample in SAMPLES} == set(DEFAULT)
+    assert max(Counter(sample.id for sample in SAMPLES).values()) == 1
+
+
+@every_sample
+def test_the_pull_back_is_the_adjoint_of_the_derivative(sample: Sample) -> None:
+    """<ȳ, J v> = <Jᵀ ȳ, v> in float64."""
+    assert adjoint_gap(sample) < sample.tolerance
+
+
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.free], ids=lambda sample: sample.id)
+def test_the_pull_back_is_the_adjoint_with_a_free_batch(sample: Sample) -> None:
+    """The same law for the graph that is built when the leading dimension is only a name."""
+    assert adjoint_gap(sample, symbolic=True) < sample.tolerance
+
+
+@every_sample
+def test_a_rule_emits_allowed_operators_only_in_a_model_that_onnx_accepts(sample: Sample) -> None:
+    """Beyond the forward node: `ALLOWED`, and `Identity` to name outputs."""
+    model = symbolic_gradient(sample)
+    onnx.checker.check_model(model, full_check=True)
+    forward, *emitted = model.graph.node
+    assert forward.op_type == sample.op or sample.op in {"Identity", "Dropout"}
+    assert {node.op_type for node in emitted} <= ALLOWED | PLUMBING | {sample.op}
+    assert not any(node.domain for node in model.graph.node)
+
+
+@every_sample
+def test_onnx_runtime_gives_the_gradient_of_float64_and_the_forward_values_bit_for_bit(sample: Sample) -> None:
+    """In float32: outputs as without the backward half; gradients at float noise.
+
+    A gradient is a sum of n products, each with a few roundings on the way: n · 8 eps of the sum of their magnitudes
+    at the worst, √n of that in practice. The samples have n ≤ 200, and cancellation up to ten: 64 eps of the largest
+    element is what the largest of them needs.
+    """
+    model, feeds = symbolic_gradient(sample), sample.feeds(np.float32)
+    forward = OnnxRuntimeExecutor(sample.model(np.float32, symbolic=True), threads=1, optimise=False)
+    backward = OnnxRuntimeExecutor(model, threads=1, optimise=False)
+    exact = ReferenceExecutor(differentiate(sample.model(), wrt=[f"x{i}" for i in sample.wanted]))
+    plain = forward(feeds)
+    rng = np.random.default_rng(7)
+    cotangents = {f"grad_{name}": rng.uniform(-1, 1, y.shape).astype(y.dtype) for name, y in plain.items()}
+    out = backward({**feeds, **cotangents})
+    for name, y in plain.items():
+        np.testing.assert_array_equal(out[name], y)
+    precise = exact({**sample.feeds(), **{name: g.astype(np.float64) for name, g in cotangents.items()}})
+    for i in sample.wanted:
+        got, want = out[f"grad_x{i}"], precise[f"grad_x{i}"]
+        np.testing.assert_allclose(got, want, rtol=0, atol=64 * EPS32 * np.abs(want).max())
+
+
+@every_sample
+def test_no_weight_feeds_both_directions(sample: Sample) -> None:
+    """Some runtimes pack a weight once for two uses and get one of them wrong; small constants may be shared."""
+    model = symbolic_gradient(sample)
+    weights = {w.name for w in model.graph.initializer if np.prod(w.dims) > 1 and w.data_type == onnx.TensorProto.FLOAT}
+    forward, *emitted = model.graph.node
+    heavy = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+    used = {name for node in emitted if node.op_type in heavy for name in node.input}
+    if forward.op_type in heavy:
+        assert not weights & set(forward.input) & used
+
+
+# ONNX's own node cases
+
+# Refused, by operator and by what the refusal says. Anything else that is refused is a failure.
+REFUSED = {
+    "AveragePool": ("auto_pad together with ceil_mode",),
+    "BatchNormalization": ("training mode", "with respect to a parameter"),
+    "Clip": ("with respect to a bound",),
+    "Conv": ("with respect to the weights",),
+    "Dropout": ("training mode", "no gradient with respect to input"),
+    "LayerNormalization": ("mean or deviation",),
+    "Pad": ("mode ", "the border's value"),
+    "Reshape": ("a tensor without elements",),
+}
+AGREE = 1e-7  # between the stencil at h and at h/2: whatever is rougher than this is no yardstick
+
+
+@cache
+def harvest() -> list[tuple[str, onnx.ModelProto, dict[str, np.ndarray]]]:
+    """The one-node cases of operators with a rule, in float64, with whatever is no float frozen into the model."""
+    names = {op.lower() for op in DEFAULT} | {"batchnorm"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in pkgutil.iter_modules(node_cases.__path__):
+            if module.name.replace("_", "") in names:
+                importlib.import_module(f"{node_cases.__name__}.{module.name}")
+    cases = []
+    for case in node_cases._NodeTestCases:
+        (proto, *rest), inputs = case.model.graph.node, case.data_sets[0][0]
+        floats = [isinstance(x, np.ndarray | np.generic) and x.dtype.kind == "f" for x in inputs]
+        typed = [v.type.HasField("tensor_type") for v in case.model.graph.input]
+        if rest or proto.domain or proto.op_type not in DEFAULT or not any(floats) or not all(typed):
+            continue
+        opset = next(o.version for o in case.model.opset_import if not o.domain)
+        fed, frozen, feeds = [], [], {}
+        for value, x, is_float in zip(case.model.graph.input, inputs, floats, strict=True):
+            if is_float:
+                feeds[value.name] = x.astype(np.float64)
+                fed.append(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.DOUBLE, x.shape))
+            else:
+                frozen.append(onnx.numpy_helper.from_array(np.asarray(x), value.name))
+        outputs = [v for v in infer(proto, fed, frozen, opset).values() if v.type.tensor_type.elem_type]
+        graph = onnx.helper.make_graph([proto], case.name, fed, outputs, frozen)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
+        if any(v.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE for v in outputs):
+            cases.append((case.name, model, feeds))
+    return cases
+
+
+def reliable_slope(model: onnx.ModelProto, feeds: dict[str, np.ndarray], along: dict[str, np.ndarray]) -> dict | None:
+    """J v of the first float64 output, or None where there is none: at a kink, a jump, or in rough arithmetic."""
+    forward = ReferenceExecutor(model)
+    name = next(n for n, spec in forward.outputs.items() if spec.dtype == np.float64)
+
+    def values(point: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: forward(point)[name]}
+
+    coarse, fine = (slope(values, feeds, along, h)[name] for h in (1e-3, 5e-4))
+    here = values(feeds)[name]
+    up, down = (values({**feeds, **{n: feeds[n] + h * v for n, v in along.items()}})[name] for h in (1e-5, -1e-5))
+    size = max(np.abs(coarse).max(initial=0), 1e-3)
+    smooth = (
+        np.abs(up - here - (here - down)).max(initial=0) <= 1e-3 * 1e-5 * size
+    )  # a kink changes the slope by more than a thousandth
+    agree = np.abs(coarse - fine).max(initial=0) <= AGREE * size
+    return {name: fine} if smooth and agree and np.isfinite(fine).all() else None
+
+
+def verdict(model: onnx.ModelProto, feeds: dict[str, np.ndarray], wrt: str) -> str:
+    """What comes of one case and one of its inputs: "right", "wrong", "no yardstick", or why it is refused."""
+    rng = np.random.default_rng(11)
+    along = directions(rng, {wrt: feeds[wrt]})
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            change = reliable_slope(model, feeds, along)
+        except Exception:  # the evaluator cannot run the case in float64
+            return "no yardstick"
+    if change is None:
+        return "no yardstick"
+    ((y, jv),) = change.items()
+    try:
+        backward = ReferenceExecutor(differentiate(model, of=[y], wrt=[wrt]))
+    except NotDifferentiable as error:
+        return error.gaps[0].why
+    cotangent = directions(rng, change)[y]
+    back = backward({**feeds, f"grad_{y}": cotangent})[f"grad_{wrt}"]
+    there, here = cotangent * jv, back * along[wrt]
+    size = np.abs(there).sum() + np.abs(here).sum()
+    return "right" if abs(there.sum() - here.sum()) <= 10 * AGREE * size else "wrong"
+
+
+def test_onnx_s_own_node_cases_are_right_or_refused_by_name() -> None:
+    """Every one-node case of ONNX whose operator has a rule, at the point that ONNX chose: none is wrong."""
+    tally: Counter[str] = Counter()
+    bad = []
+    for name, model, feeds in harvest():
+        op = model.graph.node[0].op_type
+        for wrt in feeds:
+            result = verdict(model, feeds, wrt)
+            if result in ("right", "no yardstick"):
+                tally[result] += 1
+            elif result != "wrong" and any(reason in result for reason in REFUSED.get(op, ())):
+                tally["refused"] += 1
+            else:
+                bad.append(f"{name} {wrt}: {result}")
+    assert not bad
+    assert tally["right"] >= 330, tally
+    assert tally["no yardstick"] <= 15, tally
