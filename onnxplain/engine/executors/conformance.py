@@ -107,8 +107,11 @@ def check_closing(make: Callable[[], Executor]) -> None:
     feeds = draw(executor.inputs, 0)
     with executor as entered:
         assert entered is executor, "entering the context gives another object"
-    executor.close()
-    executor.close()
+    try:
+        executor.close()
+        executor.close()
+    except Exception as error:
+        raise AssertionError(f"closing again raised {type(error).__name__}") from error
     try:
         executor(feeds)
     except ExecutionError:
@@ -133,7 +136,11 @@ def check_neighbours(make: Callable[[], Executor], seed: int) -> None:
             for answer in answers:
                 same(answer, expected, "beside another executor")
         left.close()
-        same(right(many[1]), alone[1], "after another executor was closed")
+        try:
+            answer = keep(right(many[1]))
+        except Exception as error:
+            raise AssertionError(f"after another was closed, a call raised {type(error).__name__}") from error
+        same(answer, alone[1], "after another executor was closed")
 
 
 def keep(arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,0 +1,21 @@
+"""Frameworks that tests compare with: absent in the light install, where those tests skip with a reason."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import pytest
+
+REQUIRED = "ONNXPLAIN_REQUIRE_FRAMEWORKS"
+
+
+def framework(name: str) -> ModuleType:
+    """Import a framework, or skip the module that asks; with ONNXPLAIN_REQUIRE_FRAMEWORKS set, fail instead."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        if os.environ.get(REQUIRED):
+            raise
+        pytest.skip(f'{name} is not installed (pip install "onnxplain[test-frameworks]")', allow_module_level=True)
