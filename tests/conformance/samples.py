@@ -451,3 +451,72 @@ SAMPLES = [
 def of_op(*ops: str) -> list[Sample]:
     """The samples of some operators."""
     return [sample for sample in SAMPLES if sample.op in ops]
+
+
+# MaxPool where many elements are equal: the adjoint law says nothing at a kink, so the choice is written out.
+
+
+TIED = [
+    {"kernel_shape": [2, 2], "strides": [2, 2]},
+    {"kernel_shape": [3, 3], "strides": [2, 2]},
+    {"kernel_shape": [3, 3]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
+    {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1], "ceil_mode": 1},
+    {"kernel_shape": [2, 3], "dilations": [2, 2], "pads": [1, 1, 0, 2]},
+    {"kernel_shape": [3, 3], "strides": [3, 2], "dilations": [2, 1], "pads": [1, 1, 1, 1]},
+]
+
+
+def sparse(*shape: int) -> Array:
+    """What comes out of a Relu: half of it is 0, and many of the others are equal."""
+    return np.maximum(np.random.default_rng([6, *shape]).integers(-3, 4, shape), 0).astype(np.float64)
+
+
+def first_maxima(x: Array, g: Array, attributes: Mapping[str, Any]) -> Array:
+    """ȳ of each window to its first maximum in row-major order, one window after the other."""
+    kernel, pads = attributes["kernel_shape"], attributes.get("pads", [0, 0, 0, 0])
+    strides, dilations = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
+    out = np.zeros_like(x)
+    for n, c, i, j in np.ndindex(*g.shape):
+        best = None
+        for a, b in np.ndindex(*kernel):
+            row = i * strides[0] + a * dilations[0] - pads[0]
+            column = j * strides[1] + b * dilations[1] - pads[1]
+            inside = 0 <= row < x.shape[2] and 0 <= column < x.shape[3]
+            if inside and (best is None or x[n, c, row, column] > x[n, c, *best]):
+                best = (row, column)
+        assert best is not None
+        out[n, c, *best] += g[n, c, i, j]
+    return out
+
+
+def tie_gap(attributes: Mapping[str, Any], rules: Rules = DEFAULT) -> float:
+    """How far the gradient of a MaxPool over sparse data is from that of the first maxima; 0 if it is right."""
+    x = sparse(2, 3, 8, 9)
+    sample = node("MaxPool", x, **attributes)
+    backward = ReferenceExecutor(differentiate(sample.model(), rules=rules))
+    shape = [d if isinstance(d, int) else 2 for d in backward.outputs["y0"].shape]
+    g = np.random.default_rng(8).integers(1, 100, shape).astype(np.float64)  # integers: sums are exact in any order
+    return float(np.abs(backward({"x0": x, "grad_y0": g})["grad_x0"] - first_maxima(x, g, attributes)).max())
+
+
+def chain_gap(rules: Rules = DEFAULT, inner: str = "Softmax") -> float:
+    """The adjoint gap of ReduceSum(inner(x)): what `inner` gets is a cotangent with a 1 in place of an axis."""
+    make = onnx.helper.make_tensor_value_info
+    nodes = [
+        onnx.helper.make_node(inner, ["x"], ["h"], axis=1),
+        onnx.helper.make_node("ReduceSum", ["h", "axes"], ["s"], keepdims=1),
+    ]
+    axes = onnx.numpy_helper.from_array(ints(1), "axes")
+    shapes = [make("x", onnx.TensorProto.DOUBLE, [2, 3]), make("s", onnx.TensorProto.DOUBLE, [2, 1])]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "chain", shapes[:1], shapes[1:], [axes]),
+        opset_imports=[onnx.helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    x = normal(2, 3)
+    along = directions(np.random.default_rng(0), {"x": x})
+    change = slope(ReferenceExecutor(model), {"x": x}, along)["s"]
+    back = ReferenceExecutor(differentiate(model, rules=rules))({"x": x, "grad_s": np.ones((2, 1))})["grad_x"]
+    return float(np.abs((back * along["x"]).sum(1, keepdims=True) - change).max())

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx.backend.test.case.node as node_cases
 import pytest
-from conformance.samples import SAMPLES, Sample, adjoint_gap, directions, infer, slope
+from conformance.samples import SAMPLES, TIED, Sample, adjoint_gap, directions, infer, slope, tie_gap
 
 from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.adapters.gradient.differentiate import differentiate
@@ -58,6 +58,12 @@ def test_the_pull_back_is_the_adjoint_of_the_derivative(sample: Sample) -> None:
 def test_the_pull_back_is_the_adjoint_with_a_free_batch(sample: Sample) -> None:
     """The same law for the graph that is built when the leading dimension is only a name."""
     assert adjoint_gap(sample, symbolic=True) < sample.tolerance
+
+
+@pytest.mark.parametrize("attributes", TIED, ids=str)
+def test_among_equal_maxima_the_first_takes_all(attributes: dict) -> None:
+    """PyTorch's choice, exactly, on data as a Relu leaves it."""
+    assert tie_gap(attributes) == 0
 
 
 @every_sample
