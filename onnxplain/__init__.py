@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxplain.adapters.gradient.classifier import gradient_model
     from onnxplain.adapters.gradient.differentiate import Coverage, coverage, differentiate
+    from onnxplain.adapters.onnx_file import inspect, write_gradient_model
     from onnxplain.engine import methods, metrics
     from onnxplain.engine.explanation import Explanation
     from onnxplain.explainer import Explainer, open
+    from onnxplain.files import explain_photos, score_heatmaps
 
 __all__ = [
     "Coverage",
@@ -18,10 +20,14 @@ __all__ = [
     "Explanation",
     "coverage",
     "differentiate",
+    "explain_photos",
     "gradient_model",
+    "inspect",
     "methods",
     "metrics",
     "open",
+    "score_heatmaps",
+    "write_gradient_model",
 ]
 
 _HOMES = {
@@ -31,7 +37,11 @@ _HOMES = {
     "coverage": "onnxplain.adapters.gradient.differentiate",
     "differentiate": "onnxplain.adapters.gradient.differentiate",
     "gradient_model": "onnxplain.adapters.gradient.classifier",
+    "explain_photos": "onnxplain.files",
+    "inspect": "onnxplain.adapters.onnx_file",
     "open": "onnxplain.explainer",
+    "score_heatmaps": "onnxplain.files",
+    "write_gradient_model": "onnxplain.adapters.onnx_file",
 }
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
-from onnxplain.adapters.gradient.classifier import forward_model, gradient_model
-from onnxplain.adapters.gradient.prepare import ModelLike, read
+from onnxplain.adapters.gradient.classifier import forward_model
+from onnxplain.adapters.gradient.prepare import ModelLike
+from onnxplain.adapters.onnx_file import AUTO, Preprocess, as_gradient_model
 from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.explanation import Explanation
@@ -27,12 +25,9 @@ from onnxplain.engine.requests import Array, Gradients, Kind, Logits, Objective,
 from onnxplain.engine.space import Space
 from onnxplain.errors import FeedMismatch, NonFinite, UsageError
 from onnxplain.models.labels import labels_for
-from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec, find
+from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find
 
 Target: TypeAlias = int | Sequence[int] | Array | None
-Preprocess: TypeAlias = PreprocessSpec | str | os.PathLike[str] | None
-
-AUTO: Literal["auto"] = "auto"
 
 
 def open(
@@ -66,26 +61,6 @@ def open(
     if on != "cpu":
         raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
     return Explainer(as_gradient_model(model, preprocess, output), batch_size=batch_size, range=range, threads=threads)
-
-
-def as_gradient_model(model: ModelLike, preprocess: Preprocess, output: str | None) -> onnx.ModelProto:
-    """The gradient model of whatever was given: itself, if it is one already."""
-    ours = read(model)
-    path = Path(model) if isinstance(model, str | os.PathLike) else None
-    is_gradient = GRADIENT_MODEL_KEY in ours.metadata_props
-    given = Path(preprocess) if isinstance(preprocess, str | os.PathLike) and preprocess != AUTO else None
-    if is_gradient:
-        if isinstance(preprocess, PreprocessSpec) or output is not None:
-            raise UsageError("a gradient model has its preprocessing and its output built in; next: leave them out")
-        if given is not None:
-            find(path, given=given, metadata=ours.metadata_props)  # which says so if they differ
-        return ir.to_proto(ours)
-    if given is not None or preprocess == AUTO:
-        spec: PreprocessSpec | None = find(path, given=given, metadata=ours.metadata_props)[0]
-    else:
-        assert preprocess is None or isinstance(preprocess, PreprocessSpec)
-        spec = preprocess
-    return gradient_model(model, preprocess=spec, output=output)
 
 
 class Explainer:
@@ -201,6 +176,12 @@ class Explainer:
             self._explain(row, method, t, seed) for row, t in zip(rows, each_target(target, count), strict=False)
         )
         return drive(programs, self.model, usage=self.usage, observe=observe)
+
+    def program(
+        self, x: Array, method: Method, target: int | Array | None = None, seed: int = 0
+    ) -> Program[Explanation]:
+        """One image `x` explained as a program, for `engine.drive.drive` to run beside others on `model`."""
+        return self._explain(self._fit(x[None])[0], method, target, seed)
 
     def _explain(self, x: Array, method: Method, target: int | Array | None, seed: int) -> Program[Explanation]:
         logits = (yield Logits(x[None]))[0]

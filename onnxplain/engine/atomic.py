@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from onnxplain.errors import OutputError
@@ -34,3 +35,14 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, overwrite: bo
     finally:
         with contextlib.suppress(OSError):  # also on Ctrl-C; after os.replace there is nothing left to remove
             temporary.unlink()
+
+
+def refuse_existing(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """Before any work: raise `OutputError` if one of its results is there already (without `overwrite`)."""
+    there = [] if overwrite else [path for path in paths if os.path.lexists(path)]
+    if there:
+        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        raise OutputError(
+            f"{there[0]}{more}: already there, left as it is; "
+            "next: write somewhere else, or ask to overwrite (--overwrite)"
+        )

@@ -1,0 +1,117 @@
+"""`onnxplain explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from onnxplain.cli import options
+from onnxplain.cli.collect import Observe, collect
+from onnxplain.cli.tables import as_text
+from onnxplain.cli.terminal import result, terminal
+
+if TYPE_CHECKING:
+    from onnxplain.engine.drive import Outcome
+    from onnxplain.engine.explanation import Explanation
+
+COLUMNS = {
+    "image": "image", "method": "method", "target": "target", "label": "label", "probability": "probability",
+    "logit": "logit", "value": "value", "completeness_gap": "gap", "heatmap": "heatmap",
+}  # fmt: skip
+
+
+@options.command("explain")
+@options.model
+@click.argument(
+    "images", type=options.FILE, nargs=-1, required=True, metavar="IMAGE...", help="Photos, or folders of photos."
+)
+@click.option("-o", "--output", type=options.FILE, required=True, metavar="DIR", help="The folder for the results.")
+@click.option(
+    "--method", "ids", multiple=True, required=True, metavar="ID", help=f"One of {options.METHODS}; may be repeated."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="K=V", help="A parameter of the method; METHOD.K=V of one of several."
+)
+@click.option(
+    "--target", type=click.IntRange(0), help="The class to explain, by its index. [default: the predicted one]"
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random numbers.")
+@options.reduce
+@options.preprocess
+@options.output_name
+@options.batch_size
+@options.threads
+@options.on
+@options.overwrite
+@options.format("text", "json", "jsonl", "csv")
+def command(
+    model: Path, images: tuple[Path, ...], output: Path, ids: tuple[str, ...], settings: tuple[str, ...],
+    target: int | None, seed: int, reduce: str, preprocess: str | None, output_name: str | None, batch_size: int,
+    threads: int, on: str, overwrite: bool, form: str,
+) -> int:  # fmt: skip
+    """Explain photos: a heatmap file (.npz) and an overlay picture (.png) for each photo and method.
+
+    Each file is written when its photo is done. A photo that cannot be read does not stop the others.
+
+    \b
+    Example:
+      onnxplain explain model.onnx photo.jpg --method isa -o out
+      onnxplain explain model.onnx photos/ --method isa --method ig --set ig.steps=100 -o out --format csv
+    """
+    from onnxplain.engine.methods import from_options
+    from onnxplain.explainer import open
+    from onnxplain.files import explain_photos, find_photos, plan_results, summary, writable_folder
+
+    given = settings_of(ids, settings)
+    methods = [from_options(id, given[id]) for id in ids]
+    photos, skipped = find_photos(images)
+    for path in skipped:
+        terminal().say(f"skipped {path}: not an image")
+    results = list(plan_results(photos, ids, output, overwrite=overwrite).values())
+    source = options.preprocess_of(preprocess)
+    with open(model, on=on, batch_size=batch_size, preprocess=source, output=output_name, threads=threads) as explainer:
+
+        def start(observe: Observe) -> Iterator[Outcome[Explanation]]:
+            outcomes = explain_photos(explainer, photos, methods, target, seed, observe=observe)
+            writable_folder(output)
+            return outcomes
+
+        def take(at: int, explanation: Explanation) -> list[dict[str, Any]]:
+            heatmap, overlay = results[at]
+            explanation.save(heatmap, overwrite=overwrite)
+            explanation.save_overlay(overlay, reduce=reduce, overwrite=overwrite)
+            row = summary(explanation, explainer.labels)
+            return [{"image": str(photos[at // len(ids)])} | row | {"heatmap": str(heatmap), "overlay": str(overlay)}]
+
+        done = collect(
+            f"explaining {len(photos)} image{'s' * (len(photos) != 1)}",
+            start,
+            take,
+            names=[str(photo) for photo in photos for _ in ids],
+            costs=[method.rows(explainer.forward.image_shape) for method in methods],
+            usage=explainer.usage,
+            stream=form == "jsonl",
+        )
+    if form == "text" and done.rows:
+        result(as_text(done.rows, COLUMNS))
+    elif form in ("json", "csv"):
+        result(done.document(form))
+    return done.exit_code
+
+
+def settings_of(ids: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`K=V` and `METHOD.K=V` by method."""
+    given: dict[str, dict[str, str]] = {id: {} for id in ids}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        id, dot, key = name.rpartition(".")
+        if not equals or (dot and id not in given) or (not dot and len(given) > 1):
+            raise click.BadParameter(
+                f"expected {'METHOD.' * (len(given) > 1)}K=V (methods: {', '.join(given)}), got {setting!r}",
+                param_hint="--set",
+            )
+        given[id if dot else ids[0]][key] = value
+    return given

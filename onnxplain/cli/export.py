@@ -1,0 +1,67 @@
+"""`onnxplain export`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import rich_click as click
+
+from onnxplain.cli import options
+from onnxplain.cli.tables import as_json
+from onnxplain.cli.terminal import result, terminal
+
+
+@options.command("export")
+@click.argument("source", type=options.FILE, metavar="SOURCE", help="An .onnx file: the classifier.")
+@click.option("-o", "--output", type=options.FILE, required=True, metavar="OUT.onnx", help="The gradient model.")
+@click.option("--classifier", type=options.FILE, metavar="FILE", help="Write its forward half too: a plain classifier.")
+@options.preprocess
+@options.output_name
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare its logits with the source's on ONNX Runtime before writing.",
+)
+@options.overwrite
+@options.format("text", "json")
+def command(
+    source: Path,
+    output: Path,
+    classifier: Path | None,
+    preprocess: str | None,
+    output_name: str | None,
+    verify: bool,
+    overwrite: bool,
+    form: str,
+) -> None:
+    """Write the gradient model of a classifier: logits, the explained value and its input gradient in one graph.
+
+    The preprocessing's normalisation is folded in, so that its input is RGB in the range 0 to 1.
+
+    \b
+    Example:
+      onnxplain export model.onnx -o model.grad.onnx
+      onnxplain export model.onnx -o model.grad.onnx --preprocess preprocessor_config.json --classifier plain.onnx
+    """
+    from onnxplain.adapters.onnx_file import write_gradient_model
+
+    done = write_gradient_model(
+        source,
+        output,
+        preprocess=options.preprocess_of(preprocess),
+        output=output_name,
+        classifier=classifier,
+        overwrite=overwrite,
+        verify=verify,
+    )
+    if form == "json":
+        result(as_json(asdict(done)))
+        return
+    for file in done.files:
+        result(f"{file.path}  {file.bytes:,} bytes, {file.nodes} nodes, SHA-256 {file.sha256}")
+    if done.difference is None:
+        terminal().say("warning: not verified against the source (--no-verify)", -1)
+    else:
+        result(f"verified on 4 random images: logits differ from the source's by at most {done.difference:.3g}")

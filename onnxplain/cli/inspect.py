@@ -1,0 +1,70 @@
+"""`onnxplain inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from onnxplain.cli import options
+from onnxplain.cli.tables import as_json
+from onnxplain.cli.terminal import result
+
+if TYPE_CHECKING:
+    from onnxplain.adapters.onnx_file import Inspection, Tensor
+
+
+@options.command("inspect")
+@options.model
+@click.option("--preprocess", type=options.FILE, metavar="FILE", help="The classifier's preprocessor_config.json.")
+@options.format("text", "json")
+def command(model: Path, preprocess: Path | None, form: str) -> None:
+    """Show what is in a model, its preprocessing, and whether it can be explained.
+
+    Operators without a gradient rule are listed, and are no error here.
+
+    \b
+    Example:
+      onnxplain inspect model.onnx
+      onnxplain inspect model.onnx --format json
+    """
+    from onnxplain.adapters.onnx_file import inspect
+
+    found = inspect(model, preprocess=preprocess)
+    result(as_json(asdict(found)) if form == "json" else text(found))
+
+
+def text(found: Inspection) -> str:
+    gaps = Counter((gap.op, gap.why) for gap in found.gaps)
+    first = {(gap.op, gap.why): gap.node for gap in reversed(found.gaps)}
+    lines = [
+        ("model", found.model),
+        ("size", f"{found.bytes:,} bytes, {found.parameters:,} parameters"),
+        ("sha256", found.sha256),
+        ("producer", found.producer or "-"),
+        ("opset", ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())),
+        ("ir version", str(found.ir_version)),
+        *(("input", shown(value)) for value in found.inputs),
+        *(("output", shown(value)) for value in found.outputs),
+        ("operators", ", ".join(f"{op} x{count}" for op, count in found.operators.items())),
+    ]
+    if found.gradient_model is not None:
+        lines.append(("gradient model", "yes"))
+        lines += [(f"  {name}", str(value)) for name, value in found.gradient_model.items()]
+    elif gaps:
+        lines += [("no gradient", f"{op} x{n} (first: {first[op, why]}): {why}") for (op, why), n in gaps.items()]
+    elif not found.problems:
+        lines.append(("gradient", "every operator between image and logits has a rule"))
+    lines.append(("preprocessing", found.preprocess_from or "-"))
+    lines += [(f"  {key}", str(value)) for key, value in (found.preprocess or {}).items()]
+    lines += [("problem", problem) for problem in found.problems]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def shown(value: Tensor) -> str:
+    shape = "?" if value.shape is None else ", ".join("?" if d is None else str(d) for d in value.shape)
+    return f"{value.name}  {value.dtype}[{shape}]"

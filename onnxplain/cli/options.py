@@ -1,0 +1,111 @@
+"""Options that several commands share, each in one wording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import rich_click as click
+from click.core import ParameterSource
+
+from onnxplain.cli.terminal import terminal
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Spelt out, since asking the engine would import it; a test holds them against it.
+METHODS = "isa, credible, ig, saliency"
+PROTOCOLS = "rise, agi_isa, agi_isa-union"
+REDUCTIONS = ("sum", "abs_sum", "max_abs")
+FORMATS = ("text", "json", "jsonl", "csv")
+
+FILE = click.Path(path_type=Path)
+
+
+def command(name: str) -> Callable[[Callable[..., Any]], click.RichCommand]:
+    """A command with the options that all commands have, listed last."""
+
+    def decorate(function: Callable[..., Any]) -> click.RichCommand:
+        settings = {"help_option_names": ["-h", "--help"]}
+        made: click.RichCommand = click.command(name, context_settings=settings)(terminal_options(function))
+        made.params.sort(key=lambda parameter: not parameter.expose_value)
+        return made
+
+    return decorate
+
+
+def terminal_flag(*names: str, attribute: str, worth: int | None = None, help: str) -> Callable[[F], F]:
+    """A flag that goes to the terminal and not to the command: `attribute` becomes `worth`, or the flag's own value."""
+
+    def callback(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if ctx.get_parameter_source(str(parameter.name)) is not ParameterSource.DEFAULT:
+            setattr(terminal(), attribute, value if worth is None else worth)
+
+    return click.option(*names, is_flag=True, default=None, expose_value=False, callback=callback, help=help)
+
+
+def terminal_options(function: F) -> F:
+    """`-v`, `-q`, `--progress`, `--traceback`."""
+    for flag in (
+        terminal_flag("--traceback", attribute="traceback", help="Show where in the program an error came from."),
+        terminal_flag(
+            "--progress/--no-progress",
+            attribute="progress",
+            help="Show a progress bar, or none. [default: if stderr is a terminal]",
+        ),
+        terminal_flag("-q", "--quiet", attribute="verbosity", worth=-1, help="Say errors and warnings only."),
+        terminal_flag("-v", "--verbose", attribute="verbosity", worth=1, help="Say more."),
+    ):
+        function = flag(function)
+    return function
+
+
+model = click.argument("model", type=FILE, metavar="MODEL", help="An .onnx file: a classifier or a gradient model.")
+preprocess = click.option(
+    "--preprocess",
+    metavar="FILE|none",
+    help="The classifier's preprocessor_config.json (or timm config.json); none: its input is taken as it is. "
+    "[default: looked for beside the model and in its metadata]",
+)
+output_name = click.option("--output-name", metavar="NAME", help="The output with the logits, where there are several.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace results that are there already.")
+on = click.option("--on", default="cpu", show_default=True, metavar="DEVICE", help="Device and runtime: cpu.")
+threads = click.option(
+    "--threads",
+    type=click.IntRange(0, 1024),
+    default=0,
+    show_default=True,
+    help="Threads of the runtime; 0: it decides.",
+)
+batch_size = click.option(
+    "-b",
+    "--batch-size",
+    type=click.IntRange(1, 65536),
+    default=8,
+    show_default=True,
+    help="Samples in one call of the runtime.",
+)
+reduce = click.option(
+    "--reduce",
+    type=click.Choice(REDUCTIONS),
+    default="sum",
+    show_default=True,
+    help="How the channels of a map become one number a pixel.",
+)
+
+
+def format(*formats: str) -> Callable[[F], F]:
+    """`--format`, of those that a command prints."""
+    return click.option(
+        "--format",
+        "form",
+        type=click.Choice(formats),
+        default=formats[0],
+        show_default=True,
+        help="How results are printed on stdout.",
+    )
+
+
+def preprocess_of(text: str | None) -> str | None:
+    """The option `--preprocess` as `onnxplain.open` takes it."""
+    return {None: "auto", "none": None}.get(text, text)

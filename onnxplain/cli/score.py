@@ -1,0 +1,111 @@
+"""`onnxplain score`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from onnxplain.cli import options
+from onnxplain.cli.collect import Observe, collect
+from onnxplain.cli.tables import METRICS, WIDE, as_text, wide
+from onnxplain.cli.terminal import result, terminal
+
+if TYPE_CHECKING:
+    from onnxplain.engine.drive import Outcome
+    from onnxplain.files import Scored
+
+SUMMARY = {"method": "method", "protocol": "protocol", "reduction": "reduction", "metric": "metric",
+           "mean": "mean", "standard_error": "s.e.", "n": "n", "direction": "direction"}  # fmt: skip
+
+
+@options.command("score")
+@options.model
+@click.argument(
+    "heatmaps", type=options.FILE, nargs=-1, required=True, metavar="HEATMAP...", help=".npz or .npy files."
+)
+@click.option(
+    "--protocol", "protocols", multiple=True, default=("rise",), show_default=True, metavar="NAME",
+    help=f"One of {options.PROTOCOLS}; may be repeated.",
+)  # fmt: skip
+@click.option("--step", type=click.IntRange(1), help="Pixels that change at a step. [default: the protocol's]")
+@options.reduce
+@click.option("--key", metavar="NAME", help="The array to take from an archive of several.")
+@click.option(
+    "--image", "images", type=options.FILE, multiple=True, metavar="FILE",
+    help="The photo that arrays of other tools explain: one for all, or one for each heatmap in order.",
+)  # fmt: skip
+@click.option("--curves", is_flag=True, help="Keep the curves in JSON.")
+@click.option(
+    "-o",
+    "--output",
+    type=options.FILE,
+    metavar="FILE",
+    help="Write the rows too; .json, .jsonl or .csv, by its ending.",
+)
+@options.preprocess
+@options.output_name
+@options.batch_size
+@options.threads
+@options.on
+@options.overwrite
+@options.format("text", "json", "jsonl", "csv")
+def command(
+    model: Path, heatmaps: tuple[Path, ...], protocols: tuple[str, ...], step: int | None, reduce: str, key: str | None,
+    images: tuple[Path, ...], curves: bool, output: Path | None, preprocess: str | None, output_name: str | None,
+    batch_size: int, threads: int, on: str, overwrite: bool, form: str,
+) -> int:  # fmt: skip
+    """Score saved heatmaps by insertion and deletion: does the class appear, or vanish, with the pixels ranked first?
+
+    Takes heatmap files of onnxplain and plain arrays (H,W) or (C,H,W) of other tools, which need --image.
+    Every score says its protocol and its reduction: without them it means nothing.
+
+    \b
+    Example:
+      onnxplain score model.onnx out/*.npz --protocol rise
+      onnxplain score model.onnx cam.npy --image photo.jpg --protocol agi_isa --format json --curves
+    """
+    from onnxplain.engine.atomic import refuse_existing, write_atomically
+    from onnxplain.engine.metrics import InsertionDeletion, Protocol, Scores
+    from onnxplain.explainer import open
+    from onnxplain.files import score_heatmaps
+
+    metrics = [InsertionDeletion(Protocol.named(name, step), reduce) for name in dict.fromkeys(protocols)]
+    if output is not None:
+        if output.suffix not in (".json", ".jsonl", ".csv"):
+            raise click.BadParameter(
+                f"expected a name that ends in .json, .jsonl or .csv, got {output}", param_hint="-o"
+            )
+        refuse_existing([output], overwrite=overwrite)
+    source = options.preprocess_of(preprocess)
+    with open(model, on=on, batch_size=batch_size, preprocess=source, output=output_name, threads=threads) as explainer:
+
+        def start(observe: Observe) -> Iterator[Outcome[Scored]]:
+            return score_heatmaps(explainer, heatmaps, metrics, photos=images, key=key, observe=observe)
+
+        def take(_: int, scored: Scored) -> list[dict[str, Any]]:
+            for note in scored.notes:
+                terminal().say(f"warning: {note}", -1)
+            return [row if curves else {k: v for k, v in row.items() if k != "curve"} for row in scored.rows]
+
+        done = collect(
+            f"scoring {len(heatmaps)} heatmap{'s' * (len(heatmaps) != 1)}",
+            start,
+            take,
+            names=[str(path) for path in heatmaps for _ in metrics],
+            costs=[metric.rows(*explainer.forward.image_shape[1:]) for metric in metrics],
+            usage=explainer.usage,
+            stream=form == "jsonl",
+        )
+    means = {"summary": Scores.of(done.rows).compute()} if len(heatmaps) > 1 else {}
+    if output is not None and done.rows:
+        write_atomically(output, f"{done.document(output.suffix[1:], **means)}\n".encode(), overwrite=overwrite)
+    if form == "text" and done.rows:
+        result(as_text(wide(done.rows), WIDE | METRICS))
+        if means:
+            result("\nmeans\n" + as_text(means["summary"], SUMMARY))
+    elif form in ("json", "csv"):
+        result(done.document(form, **means))
+    return done.exit_code

@@ -1,0 +1,254 @@
+"""Photos and saved heatmaps, file by file: what the commands `explain` and `score` run.
+
+    photos   --explain_photos-->  explanations, each as it finishes
+    heatmaps --score_heatmaps-->  result rows, each heatmap's as it finishes
+
+Files are opened when the driver has room for them, so thousands of them need no more memory than a few; a file that
+cannot be used ends its own program with an error, and no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.engine.atomic import refuse_existing
+from onnxplain.engine.drive import Outcome, drive
+from onnxplain.engine.explanation import Explanation, read_heatmap
+from onnxplain.engine.methods import Method
+from onnxplain.engine.metrics import InsertionDeletion
+from onnxplain.engine.requests import Program, softmax
+from onnxplain.errors import InputError, OutputError, UsageError
+from onnxplain.explainer import Explainer
+from onnxplain.models.preprocess import PreprocessSpec, load_image, to_input
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Observe: TypeAlias = Callable[[Mapping[str, int]], None]
+
+# what in a folder is a photo, by the end of its name
+PHOTOS = (".bmp", ".gif", ".j2k", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def find_photos(paths: Iterable[PathLike]) -> tuple[list[Path], list[Path]]:
+    """The photos that files and folders stand for, and what was passed over in the folders.
+
+    A folder stands for its own images (not those of folders in it), by name. A path that is no folder is taken as it
+    is, whatever its name.
+
+    Raises:
+        UsageError: a folder holds no image.
+        InputError: a folder cannot be read.
+    """
+    photos: list[Path] = []
+    skipped: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            photos.append(path)
+            continue
+        try:
+            inside = sorted(item for item in path.iterdir() if not item.name.startswith("."))
+        except OSError as error:
+            raise InputError(f"cannot read the folder {path}: {error.strerror}; next: check the path") from error
+        found = [item for item in inside if item.suffix.lower() in PHOTOS and item.is_file()]
+        if not found:
+            raise UsageError(f"the folder {path} holds no images; next: give a folder with {' '.join(PHOTOS)}")
+        photos += found
+        skipped += [item for item in inside if item not in found]
+    return photos, skipped
+
+
+def result_files(photo: PathLike, method: str, folder: PathLike) -> tuple[Path, Path]:
+    """Where the heatmap file and the overlay of a photo go: `<stem>.<method>.npz` and `.png`."""
+    name = f"{Path(photo).stem}.{method}"
+    return Path(folder, f"{name}.npz"), Path(folder, f"{name}.png")
+
+
+def plan_results(
+    photos: Sequence[Path], methods: Sequence[str], folder: PathLike, *, overwrite: bool = False
+) -> dict[tuple[Path, str], tuple[Path, Path]]:
+    """The result files of every photo and method, if none would overwrite another or what is there already.
+
+    Raises:
+        UsageError: two photos have one stem, or a method is given twice.
+        OutputError: a result is there already (without `overwrite`).
+    """
+    stems: dict[str, Path] = {}
+    for photo in photos:
+        other = stems.setdefault(photo.stem, photo)
+        if other is not photo:
+            raise UsageError(
+                f"{other} and {photo} would have results of the same name, {photo.stem}.*; "
+                "next: rename one of them, or explain them into different folders"
+            )
+    for method in methods:
+        if methods.count(method) > 1:
+            raise UsageError(f"method {method} is given twice; next: explain into two folders to compare its settings")
+    plan = {(photo, method): result_files(photo, method, folder) for photo in photos for method in methods}
+    refuse_existing((file for files in plan.values() for file in files), overwrite=overwrite)
+    return plan
+
+
+def writable_folder(folder: PathLike) -> Path:
+    """The folder, made if need be, and known to take files: an hour of computing later is too late to find out.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+    """
+    path = Path(folder)
+    probe = path / f".{os.getpid()}.tmp"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be used for results ({error.strerror}); next: give a folder that can be written to"
+        ) from error
+    return path
+
+
+def pixel_sha256(image: NDArray[np.uint8]) -> str:
+    """The SHA-256 of an image's pixels as the model saw them, so that it does not depend on the file format."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def needs_photos(explainer: Explainer) -> PreprocessSpec:
+    """How photos become inputs. Raises `UsageError` if the model does not say."""
+    if explainer.preprocess is None:
+        raise UsageError(
+            "photos have no defined way into a model without preprocessing; "
+            "next: give its specification with --preprocess FILE, or explain arrays from Python"
+        )
+    return explainer.preprocess
+
+
+def explain_photos(
+    explainer: Explainer,
+    photos: Iterable[PathLike],
+    methods: Sequence[Method],
+    target: int | None = None,
+    seed: int = 0,
+    *,
+    observe: Observe | None = None,
+) -> Iterator[Outcome[Explanation]]:
+    """Explain photo by photo with every method; outcome number i is photo `i // M` with method `i % M` of M methods.
+
+    An unreadable photo is an outcome with an error. `target`: None for the class predicted for each photo. `observe` is
+    called after every call of the runtime with the rows that it had.
+
+    Raises:
+        UsageError: the target is out of range, or the model has no preprocessing.
+    """
+    spec = needs_photos(explainer)
+    classes = explainer.forward.classes
+    if target is not None and not 0 <= target < classes:
+        raise UsageError(f"target {target} is out of range: the model has {classes} classes (0 to {classes - 1})")
+
+    def program(photo: Path, method: Method) -> Program[Explanation]:
+        image = load_image(photo, spec)
+        explanation = yield from explainer.program(to_input(image), method, target, seed)
+        of = {"image": photo.name, "image_sha256": pixel_sha256(image)}
+        return replace(explanation, image=image, provenance={**explanation.provenance, **of})
+
+    programs = (program(Path(photo), method) for photo in photos for method in methods)
+    return drive(programs, explainer.model, usage=explainer.usage, observe=observe)
+
+
+def summary(explanation: Explanation, labels: Sequence[str] | None = None) -> dict[str, Any]:
+    """An explanation in one row: the class, how sure the model is of it, and how complete the attribution is."""
+    target, logits = explanation.target, explanation.logits.astype(np.float64)
+    index = None if isinstance(target, np.ndarray) else target
+    return {
+        "method": explanation.method,
+        "target": index,
+        "label": labels[index] if labels is not None and index is not None and index < len(labels) else None,
+        "probability": float(softmax(logits)[index]) if index is not None else None,
+        "logit": float(logits[index]) if index is not None else None,
+        "value": explanation.value,
+        "completeness_gap": explanation.diagnostics.get("completeness_gap"),
+    }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The result rows of one heatmap under one protocol, and what a reader of them should know."""
+
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
+def score_heatmaps(
+    explainer: Explainer,
+    heatmaps: Sequence[PathLike],
+    metrics: Sequence[InsertionDeletion],
+    *,
+    photos: Sequence[PathLike] = (),
+    key: str | None = None,
+    observe: Observe | None = None,
+) -> Iterator[Outcome[Scored]]:
+    """Score saved heatmaps; outcome number i is heatmap `i // M` under metric `i % M` of M metrics.
+
+    A heatmap file of ours brings its image. Arrays of other tools need `photos`: one for all heatmaps, or one for each.
+    A heatmap that cannot be used is an outcome with an error.
+
+    Raises:
+        UsageError: the number of photos fits neither, or the model has no preprocessing.
+    """
+    if len(photos) not in (0, 1, len(heatmaps)):
+        raise UsageError(f"expected one image for all heatmaps or one for each of {len(heatmaps)}, got {len(photos)}")
+    spec = needs_photos(explainer)
+    model = explainer.metadata["onnxplain.source_sha256"]
+
+    def program(at: int, metric: InsertionDeletion) -> Program[Scored]:
+        path = Path(heatmaps[at])
+        loaded = read_heatmap(path, key)
+        ours = loaded.explanation
+        known: Mapping[str, Any] = ours.provenance if ours is not None else {}
+        if ours is not None and ours.image is not None:
+            image, name = ours.image, str(known.get("image", path.stem))
+        elif photos:
+            photo = Path(photos[at % len(photos)])
+            image, name = load_image(photo, spec), photo.name
+        else:
+            raise InputError(f"{path}: holds no image; next: give the photo that it explains with --image")
+        size = explainer.forward.image_shape[1:]
+        if image.shape[:2] != size:
+            raise InputError(
+                f"{path}: made for an image of {image.shape[0]} x {image.shape[1]}, the model takes "
+                f"{' x '.join(map(str, size))}; next: make the heatmap with this model"
+            )
+        x = to_input(image).astype(explainer.forward.dtype, copy=False)
+        played = yield from metric(x, loaded.values, space=explainer.space, name=str(path))
+        facts = {
+            "image": name,
+            "heatmap": str(path),
+            "method": ours.method if ours is not None else path.stem.rpartition(".")[2],
+        }
+        origin = {
+            "seed": known.get("seed"),
+            "model_sha256": model,
+            "image_sha256": pixel_sha256(image),
+            "version": version("onnxplain"),
+        }
+        notes = []
+        if ours is not None and known.get("model_sha256") != model:
+            made = str(known.get("model_sha256"))[:12]
+            notes.append(f"{path}: made for another model (SHA-256 {made}..., this one is {model[:12]}...)")
+        if ours is not None and not isinstance(ours.target, np.ndarray) and ours.target != played.target:
+            notes.append(
+                f"{path}: explains class {ours.target}, but the protocol follows the predicted class {played.target}"
+            )
+        if played.constant:
+            notes.append(f"{path}: the map is constant, so it ranks nothing; its score is that of the pixels' order")
+        return Scored([facts | row | origin for row in played.rows()], notes)
+
+    programs = (program(at, metric) for at in range(len(heatmaps)) for metric in metrics)
+    return drive(programs, explainer.forward, usage=explainer.usage, observe=observe)

@@ -1,0 +1,388 @@
+"""Bad input: the exit code, one line that says what, where and what next, no traceback, nothing overwritten."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+from tiny import FAST, SPEC, classifier, complain, png_header, run
+
+from onnxplain.engine.explanation import Explanation
+
+
+def explain(place, *args, model=None):
+    return run("explain", model or place.model, *args, "-o", place.out)
+
+
+def bad_models(place):
+    corrupt = place.root / "corrupt.onnx"
+    corrupt.write_bytes(b"\x08\x07\x12\xff\xff garbage" * 20)
+    cut = place.root / "cut.onnx"
+    cut.write_bytes(place.model.read_bytes()[:200])
+    empty = place.root / "empty.onnx"
+    empty.write_bytes(b"")
+    return {
+        "missing": (place.root / "none.onnx", ["none.onnx", "does not exist"]),
+        "folder": (place.root, ["is a folder"]),
+        "corrupt": (corrupt, ["corrupt.onnx"]),
+        "cut": (cut, ["cut.onnx"]),
+        "empty": (empty, ["empty.onnx"]),
+        "two images": (place.add_model("two.onnx", classifier(inputs=2)), ["one image input", "got 2"]),
+        "no float output": (
+            place.add_model("whole.onnx", classifier(dtype=TensorProto.INT64)),
+            ["float output", "whole"],
+        ),
+        "two outputs": (place.add_model("many.onnx", classifier(outputs=2)), ["one float output", "more0"]),
+    }
+
+
+MODELS = ["missing", "folder", "corrupt", "cut", "empty", "two images", "no float output", "two outputs"]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_that_cannot_be_used(place, kind):
+    model, words = bad_models(place)[kind]
+    heatmap = place.root / "h.npy"
+    np.save(heatmap, np.ones((8, 8)))
+    before = place.files()
+    complain(explain(place, *place.photos, *FAST, model=model), 5, "error: ", *words)
+    complain(run("export", model, "-o", place.root / "new.onnx"), 5, "error: ", *words)
+    complain(run("score", model, heatmap, "--image", place.photos[0]), 5, "error: ", *words)
+    assert place.files() == before
+
+
+@pytest.mark.parametrize("kind", MODELS[:5])
+def test_inspect_of_a_file_that_is_no_model(place, kind):
+    model, words = bad_models(place)[kind]
+    complain(run("inspect", model), 5, "error: ", *words)
+
+
+@pytest.mark.parametrize("kind", MODELS[5:])
+def test_inspect_says_what_keeps_a_model_from_being_explained(place, kind):
+    model, words = bad_models(place)[kind]
+    result = run("inspect", model)
+    assert result.exit_code == 0
+    assert "problem" in result.stdout
+    assert all(word in result.stdout for word in words)
+
+
+def test_operators_without_a_rule_are_told_all_at_once(place):
+    model = place.add_model("gaps.onnx", classifier(extra=("Rune", "Glyph", "Rune")))
+    before = place.files()
+    said = complain(
+        explain(place, *place.photos, *FAST, model=model),
+        5,
+        "com.example.Rune x2 (first: odd0)",
+        "com.example.Glyph x1",
+        "2 operators",
+        lines=4,
+    )
+    assert said.startswith("error: cannot differentiate")
+    assert place.files() == before
+    shown = run("inspect", model)
+    assert shown.exit_code == 0
+    assert "com.example.Rune x2" in shown.stdout
+    facts = json.loads(run("inspect", model, "--format", "json").stdout)
+    assert len(facts["gaps"]) == 3
+
+
+def bad_photos(place):
+    text = place.root / "photos" / "text.jpg"
+    text.write_text("not a photo")
+    cut = place.root / "photos" / "cut.png"
+    whole = place.photos[0].read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    huge = png_header(place.root / "photos" / "huge.png", 60_000, 60_000)
+    return {
+        "text": (text, "text.jpg"),
+        "cut": (cut, "cut.png"),
+        "huge": (huge, "huge.png"),
+        "missing": (place.root / "none.png", "none.png"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["text", "cut", "huge", "missing"])
+def test_a_photo_that_cannot_be_read_does_not_stop_the_others(place, kind):
+    good = place.photos
+    bad, word = bad_photos(place)[kind]
+    result = run(
+        "explain", place.model, good[0], bad, *good[1:], "--method", "ig", "--method", "saliency", "-o", place.out
+    )
+    complain(result, 3, "error: cannot read the image", word, "next: ")
+    assert len(result.stdout.splitlines()) == 1 + 6
+    assert len(list(place.out.glob("*.npz"))) == 6
+    for file in place.out.glob("*.npz"):
+        Explanation.load(file)
+    shown = json.loads(
+        run("explain", place.model, *good, bad, *FAST, "-o", place.root / "2", "--format", "json").stdout
+    )
+    assert len(shown["rows"]) == 3
+    assert len(shown["failed"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["text", "cut", "huge", "missing"])
+def test_nothing_but_a_photo_that_cannot_be_read(place, kind):
+    bad, word = bad_photos(place)[kind]
+    result = explain(place, bad, *FAST)
+    complain(result, 1, word)
+    assert result.stdout == ""
+
+
+def test_two_photos_of_one_stem(place):
+    other = place.add_photo("more/a.png")
+    before = place.files()
+    complain(explain(place, *place.photos, other, *FAST), 2, "photos/a.png", "more/a.png", "a.*", "next: ")
+    assert place.files() == before
+
+
+def test_no_preprocessing_to_be_found(place):
+    model = place.add_model("bare.onnx", classifier(), spec=None)
+    before = place.files()
+    said = complain(explain(place, *place.photos, *FAST, model=model), 2, "no preprocessing found", "--preprocess FILE")
+    assert "bare.preprocessor_config.json" in said
+    complain(run("export", model, "-o", place.root / "g.onnx"), 2, "no preprocessing found")
+    complain(explain(place, *place.photos, *FAST, "--preprocess", "none", model=model), 2, "photos have no defined way")
+    complain(
+        explain(place, *place.photos, *FAST, "--preprocess", place.root / "no.json", model=model),
+        1,
+        "no.json",
+        "next: ",
+    )
+    assert place.files() == before
+    shown = run("inspect", model)
+    assert shown.exit_code == 0
+    assert "no preprocessing found" in shown.stdout
+
+
+def test_a_preprocessing_that_is_wrong(place):
+    (place.root / "m.preprocessor_config.json").write_text("{")
+    complain(explain(place, *place.photos, *FAST), 1, "m.preprocessor_config.json", "not valid JSON")
+    shown = run("inspect", place.model)
+    assert shown.exit_code == 0
+    assert "not valid JSON" in shown.stdout
+
+
+@pytest.mark.parametrize("target", [5, 10**9])
+def test_a_target_that_is_out_of_range(place, target):
+    before = place.files()
+    complain(explain(place, *place.photos, *FAST, "--target", target), 2, f"target {target}", "5 classes (0 to 4)")
+    assert place.files() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--method", "isaa"], ["unknown method 'isaa'", "did you mean isa"]),
+        (["--method", "ig", "--set", "step=4"], ["unknown parameter 'step'", "did you mean steps"]),
+        (["--method", "ig", "--set", "steps=many"], ["steps", "a whole number", "'many'"]),
+        (["--method", "ig", "--set", "steps=0"], ["steps"]),
+        (["--method", "ig", "--set", "steps"], ["K=V", "'steps'"]),
+        (["--method", "ig", "--method", "isa", "--set", "steps=4"], ["METHOD.K=V"]),
+        (["--method", "ig", "--set", "isa.k=4"], ["K=V", "'isa.k=4'"]),
+        (["--method", "ig", "--method", "ig"], ["ig is given twice"]),
+        (["--method", "ig", "--on", "abacus"], ["abacus"]),
+        (["--method", "ig", "--output-name", "none"], ["none", "logits"]),
+    ],
+)
+def test_methods_and_parameters_that_do_not_exist(place, args, words):
+    before = place.files()
+    complain(explain(place, *place.photos, *args), 2, "error: ", *words)
+    assert place.files() == before
+
+
+def test_a_folder_without_photos(place):
+    (place.root / "none").mkdir()
+    complain(explain(place, place.root / "none", *FAST), 2, "holds no images")
+
+
+def test_results_that_are_there_already(place):
+    place.explained()
+    before = place.files()
+    complain(explain(place, *place.photos, *FAST), 1, "a.ig.npz", "and 5 more", "already there", "--overwrite")
+    complain(explain(place, place.add_photo("d.png"), place.photos[2], *FAST), 1, "c.ig.npz", "already there")
+    assert {k: v for k, v in place.files().items() if k != "d.png"} == before
+    assert explain(place, *place.photos, *FAST, "--overwrite").exit_code == 0
+    assert {k: v for k, v in place.files().items() if k != "d.png"} == before  # the same explanation, the same bytes
+
+
+@pytest.mark.parametrize("where", ["m.onnx", "m.onnx/deeper", "/proc/nowhere", "/dev/null/out"])
+def test_an_output_folder_that_cannot_be_written_to(place, where):
+    if where.startswith("/") and not os.path.isdir("/proc"):
+        pytest.skip("no /proc on this system")
+    before = place.files()
+    result = run("explain", place.model, *place.photos, *FAST, "-o", place.root / where)
+    complain(result, 1, "error: ", where, "next: ")
+    assert result.stdout == ""
+    assert place.files() == before
+
+
+def pickled(path):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|O", "fortran_order": False, "shape": (1,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", buffer.getvalue() + pickle.dumps([print]))
+    return path
+
+
+def bad_heatmaps(place):
+    root = place.root
+    np.save(root / "shape.npy", np.ones((9, 8)))
+    np.save(root / "nan.npy", np.full((8, 8), np.nan))
+    np.save(root / "four.npy", np.ones((2, 3, 8, 8)))
+    np.savez(root / "several.npz", a=np.ones((8, 8)), b=np.ones((8, 8)))
+    (root / "text.npz").write_text("no archive")
+    place.add_photo("text.png")
+    return {
+        "shape": (root / "shape.npy", ["shape.npy", "[9, 8]", "never resized"]),
+        "nan": (root / "nan.npy", ["nan.npy", "64 of 64 values are NaN"]),
+        "four": (root / "four.npy", ["four.npy", "[2, 3, 8, 8]"]),
+        "several": (root / "several.npz", ["several.npz", "2 arrays", "--key"]),
+        "text": (root / "text.npz", ["text.npz"]),
+        "pickle": (pickled(root / "pickle.npz"), ["pickle.npz", "never loaded"]),
+        "missing": (root / "none.npz", ["none.npz"]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["shape", "nan", "four", "several", "text", "pickle", "missing"])
+def test_a_heatmap_that_cannot_be_used_does_not_stop_the_others(place, kind):
+    good = place.explained()
+    bad, words = bad_heatmaps(place)[kind]
+    photo = ("--image", place.photos[0])
+    alone = run("score", place.model, bad, *photo)
+    complain(alone, 1, "error: ", *words)
+    assert alone.stdout == ""
+    result = run("score", place.model, good[0], bad, good[1], *photo, "--format", "json")
+    complain(result, 3, *words)
+    found = json.loads(result.stdout)
+    assert {row["heatmap"] for row in found["rows"]} == {str(good[0]), str(good[1])}
+    assert len(found["failed"]) == 1
+
+
+def test_a_heatmap_of_another_size_of_image(place):
+    heatmap = place.explained()[0]
+    other = place.add_model("big.onnx", classifier(size=12), {**SPEC, "size": {"height": 12, "width": 12}})
+    complain(run("score", other, heatmap), 1, "8 x 8", "12 x 12")
+
+
+def test_arrays_of_other_tools_need_their_photo(place):
+    np.save(place.root / "cam.npy", np.ones((8, 8)))
+    cam = place.root / "cam.npy"
+    complain(run("score", place.model, cam), 1, "cam.npy", "--image")
+    complain(
+        run("score", place.model, cam, cam, cam, *2 * ("--image", place.photos[0])), 2, "one for each of 3", "got 2"
+    )
+    complain(run("score", place.model, cam, "--image", place.root / "none.png"), 1, "none.png")
+    complain(run("score", place.model, cam, "--protocol", "rice"), 2, "protocol 'rice'", "agi_isa")
+    union = run("score", place.model, cam, "--image", place.photos[0], "--protocol", "agi_isa-union")
+    complain(union, 1, "cam.npy", "ranks each channel")
+
+
+def test_scores_are_not_written_over_other_files(place):
+    heatmap = place.explained()[0]
+    rows = place.root / "rows.json"
+    rows.write_text("mine")
+    complain(run("score", place.model, heatmap, "-o", rows), 1, "rows.json", "already there")
+    assert rows.read_text() == "mine"
+    complain(run("score", place.model, heatmap, "-o", place.root / "rows.txt"), 2, "rows.txt", ".csv")
+    nowhere = run("score", place.model, heatmap, "-o", place.root / "no" / "rows.csv")
+    complain(nowhere, 1, "rows.csv", "cannot be written")
+
+
+def test_exports_are_not_written_over_other_files(place):
+    mine = place.root / "mine.onnx"
+    mine.write_text("mine")
+    before = place.files()
+    new = place.root / "new.onnx"
+    complain(run("export", place.model, "-o", mine), 1, "mine.onnx", "already there", "--overwrite")
+    complain(run("export", place.model, "-o", new, "--classifier", mine), 1, "mine.onnx", "already there")
+    complain(run("export", place.model, "-o", place.model, "--overwrite"), 2, "three files")
+    complain(run("export", place.model, "-o", new, "--classifier", new), 2, "three files")
+    complain(run("export", place.model, "-o", place.root / "no" / "g.onnx"), 1, "g.onnx", "cannot be written")
+    assert place.files() == before
+
+
+def test_an_unexpected_error_is_one_line_and_traceback_shows_the_rest(place, monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("a bug\nin two lines")
+
+    monkeypatch.setattr("onnxplain.adapters.onnx_file.inspect", broken)
+    result = run("inspect", place.model)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "internal error: KeyError" in result.stderr
+    shown = run("inspect", place.model, "--traceback")
+    assert "Traceback" in shown.stderr
+    assert "in broken" in shown.stderr
+
+
+def test_traceback_of_an_expected_error(place):
+    for args in (["inspect", "none.onnx", "--traceback"], ["--traceback", "inspect", "none.onnx"]):
+        shown = run(*args)
+        assert shown.exit_code == 5
+        assert "Traceback" in shown.stderr
+        assert shown.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_missing_runtime_is_said_with_what_to_install(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for command in (
+        ["export", place.model, "-o", place.root / "g.onnx"],
+        ["explain", place.model, place.photos[0], *FAST, "-o", place.out],
+    ):
+        complain(run(*command), 4, "onnxruntime is not installed", "onnxplain[cpu]")
+    assert not (place.root / "g.onnx").exists()
+    done = run("export", place.model, "-o", place.root / "g.onnx", "--no-verify")
+    assert done.exit_code == 0
+    assert "not verified" in done.stderr
+
+
+def test_missing_packages_of_the_demo(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxplain.models.efficientnet_lite.PACKAGE", "not_a_package_at_all")
+    result = run("demo", "-o", tmp_path / "out")
+    complain(result, 4, "is not installed", "onnxplain[demo]")
+    assert not (tmp_path / "out").exists()
+
+
+def onnxplain(*args, **more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "onnxplain", *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more
+    )
+
+
+def test_a_reader_that_stops_reading_is_no_traceback(place):
+    process = onnxplain("inspect", place.model)
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() in (0, 1)
+    assert b"Traceback" not in said
+    assert b"Exception" not in said
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout(place):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "onnxplain", "inspect", place.model], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output: cannot be written")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_name_that_is_no_text(place):
+    path = os.path.join(os.fsencode(place.root), b"\xff.png")
+    with open(path, "wb") as file:
+        file.write(place.photos[0].read_bytes())
+    process = onnxplain("explain", place.model, os.fsdecode(path), *FAST, "-o", place.out)
+    out, said = process.communicate()
+    assert (process.returncode, said) == (0, b"")
+    assert b"udcff" in out
