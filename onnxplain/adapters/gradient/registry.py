@@ -36,9 +36,12 @@ DEFAULT: dict[str, Entry] = {}
 NO_GRADIENT: dict[str, str] = {}  # operator type -> why its derivative is zero or does not exist
 
 ALLOWED = frozenset(
-    "Add And Cast Concat Conv ConvTranspose Div Equal Exp Expand Gemm Greater Identity Less LogSoftmax MatMul MaxPool "
-    "Mul Neg Pad ReduceSum Reshape Shape Sigmoid Sign Slice Softmax Sqrt Sub Transpose Where".split()
-)
+    (
+        "Add", "And", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Exp", "Expand", "Gemm", "Greater",
+        "Identity", "Less", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Pad", "ReduceSum", "Reshape", "Shape",
+        "Sigmoid", "Sign", "Slice", "Softmax", "Sqrt", "Sub", "Transpose", "Where",
+    )
+)  # fmt: skip
 
 
 def vjp(*op_types: str, broadcastable: bool = False) -> Callable[[Rule], Rule]:

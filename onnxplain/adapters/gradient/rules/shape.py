@@ -67,7 +67,8 @@ def slice_(
         axis %= x.rank
         if not isinstance(x.shape[axis], int) and (start, step) == (0, 1) and end >= np.iinfo(np.int32).max:
             continue  # all of the batch
-        taken = range(x.size(axis))[start:end:step]  # ONNX clamps as Python does
+        first = max(start, -x.size(axis)) if step < 0 else start  # beyond this ONNX clamps as Python does
+        taken = range(x.size(axis))[first:end:step]
         if step < 0:
             g, taken = g.slice(axis, -1, np.iinfo(np.int64).min, -1), taken[::-1]
         if abs(step) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxplain.adapters.gradient.expr import Expr, add_all
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def windows(
     dilations: Sequence[int] | None,
     pads: Sequence[int] | None,
     strides: Sequence[int] | None,
+    ceil_mode: int = 0,
 ) -> list[Window]:
     """The windows of an operator's spatial axes, with `auto_pad` turned into explicit padding."""
     spatial = len(kernel)
@@ -76,5 +77,9 @@ def windows(
             before = after = 0
         else:
             before, after = pads[i], pads[i + spatial]
+        if ceil_mode and (count - 1) * s >= size + before:
+            raise UnsupportedCase(
+                f"ceil_mode with a last window behind the image: opset {x.emit.opset} counts it, runtimes do not"
+            )
         result.append(Window(size, count, k, s, d, before, after))
     return result
