@@ -57,7 +57,7 @@ def classifier(
         nodes.append(helper.make_node("Cast", [names[0]], ["whole"], to=dtype))
         names = ["whole"]
     for i in range(outputs - 1):
-        nodes.append(helper.make_node("Identity", ["logits"], [f"more{i}"]))
+        nodes.append(helper.make_node("Tanh", ["logits"], [f"more{i}"]))
         names.append(f"more{i}")
     graph = helper.make_graph(
         nodes,

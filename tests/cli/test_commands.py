@@ -1,0 +1,386 @@
+"""What the commands do when all is well: their files, their rows, and that Python gives the same."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from tiny import FAST, SPEC, classifier, run
+
+import onnxplain as ox
+from onnxplain.engine.explanation import Explanation
+from onnxplain.models.preprocess import PreprocessSpec, load_image, to_input
+
+COLUMNS = [
+    "image", "method", "target", "label", "probability", "logit", "value", "completeness_gap", "heatmap", "overlay",
+]  # fmt: skip
+
+
+def rows_of(result):
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["schema_version"] == 1
+    assert document["failed"] == []
+    return document["rows"]
+
+
+# inspect
+
+
+def test_inspect_as_text(place):
+    lines = dict(line.split(None, 1) for line in run("inspect", place.model).stdout.splitlines())
+    assert lines["opset"].startswith("ai.onnx 18")
+    assert lines["input"] == "x  float[N, 3, 8, 8]"
+    assert lines["output"] == "logits  float[N, 5]"
+    assert lines["operators"] == "Conv x1, Relu x1, Flatten x1, Gemm x1"
+    assert lines["preprocessing"] == str(place.root / "m.preprocessor_config.json")
+    assert "every operator" in lines["gradient"]
+
+
+def test_inspect_as_json(place):
+    found = json.loads(run("inspect", place.model, "--format", "json").stdout)
+    assert found["schema_version"] == 1
+    assert found["inputs"] == [{"name": "x", "dtype": "float", "shape": ["N", 3, 8, 8]}]
+    assert found["bytes"] == place.model.stat().st_size
+    assert found["parameters"] == 4 * 27 + 5 * 256
+    assert found["preprocess"]["image_mean"] == SPEC["image_mean"]
+    assert (found["gaps"], found["problems"], found["gradient_model"]) == ([], [], None)
+
+
+def test_inspect_of_a_gradient_model_tells_its_origin(place):
+    grad = place.root / "g.onnx"
+    source = json.loads(run("inspect", place.model, "--format", "json").stdout)["sha256"]
+    assert run("export", place.model, "-o", grad).exit_code == 0
+    found = json.loads(run("inspect", grad, "--format", "json").stdout)
+    assert found["gradient_model"]["space"] == "pixel"
+    assert found["gradient_model"]["source_sha256"] == source
+    assert found["gradient_model"]["objectives"]["logit"] == 0
+    assert "metadata" in found["preprocess_from"]
+    assert "gradient model" in run("inspect", grad).stdout
+
+
+# export
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_export_writes_a_verified_gradient_model_and_its_classifier(place, softmax):
+    model = place.add_model("s.onnx", classifier(softmax=softmax))
+    grad, plain = place.root / "s.grad.onnx", place.root / "plain.onnx"
+    result = run("export", model, "-o", grad, "--classifier", plain, "--format", "json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    done = json.loads(result.stdout)
+    assert done["difference"] < 1e-5
+    assert [(file["path"], file["bytes"]) for file in done["files"]] == [
+        (str(path), path.stat().st_size) for path in (grad, plain)
+    ]
+    onnx.checker.check_model(onnx.load(grad), full_check=True)
+    onnx.checker.check_model(onnx.load(plain), full_check=True)
+
+    # all three explain alike
+    found = []
+    for path in (model, grad, plain):
+        out = place.root / f"out-{path.stem}"
+        (row,) = rows_of(run("explain", path, place.photos[0], *FAST, "-o", out, "--format", "json"))
+        found.append((row["target"], row["probability"], Explanation.load(row["heatmap"]).attribution))
+    for target, probability, attribution in found[1:]:
+        assert target == found[0][0]
+        assert probability == pytest.approx(found[0][1], abs=1e-5)
+        np.testing.assert_allclose(attribution, found[0][2], atol=1e-5)
+
+
+def test_export_with_an_output_name_and_without_preprocessing(place):
+    model = place.add_model("many.onnx", classifier(outputs=2), spec=None)
+    result = run("export", model, "-o", place.root / "g.onnx", "--output-name", "more0", "--preprocess", "none")
+    assert result.exit_code == 0
+    assert "verified on 4 random images" in result.stdout
+    found = json.loads(run("inspect", place.root / "g.onnx", "--format", "json").stdout)
+    assert found["gradient_model"]["space"] == "model"
+
+
+def test_export_fails_and_writes_nothing_where_logits_differ(place, monkeypatch):
+    from onnxplain.adapters import onnx_file
+
+    right = onnx_file.as_gradient_model
+
+    def wrong(*args):
+        model = right(*args)
+        for tensor in model.graph.initializer:
+            if tensor.name == "f":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.1), "f"))
+        return model
+
+    monkeypatch.setattr(onnx_file, "as_gradient_model", wrong)
+    before = place.files()
+    result = run("export", place.model, "-o", place.root / "g.onnx")
+    assert result.exit_code == 1
+    assert "differ from its own" in result.stderr
+    assert place.files() == before
+
+
+def test_a_gradient_model_is_not_exported_again(place):
+    run("export", place.model, "-o", place.root / "g.onnx")
+    result = run("export", place.root / "g.onnx", "-o", place.root / "h.onnx")
+    assert result.exit_code == 2
+    assert "gradient model already" in result.stderr
+
+
+# explain
+
+
+def test_explain_writes_heatmap_files_and_overlays(place):
+    rows = rows_of(
+        run(
+            "explain", place.model, place.root / "photos", "--method", "ig", "--method", "isa", "--set", "isa.k=60",
+            "--set", "ig.steps=3", "-o", place.out, "--format", "json", "--seed", "7", "--reduce", "max_abs",
+        )
+    )  # fmt: skip
+    assert [(row["image"], row["method"]) for row in rows] == [
+        (str(photo), method) for photo in place.photos for method in ("ig", "isa")
+    ]
+    assert list(rows[0]) == COLUMNS
+    assert sorted(path.name for path in place.out.iterdir()) == [
+        f"{stem}.{method}.{end}" for stem in "abc" for method in ("ig", "isa") for end in ("npz", "png")
+    ]
+    spec = PreprocessSpec.from_dict(SPEC)
+    for row in rows:
+        saved = Explanation.load(row["heatmap"])
+        assert np.array_equal(saved.image, load_image(row["image"], spec))
+        assert (saved.provenance["seed"], saved.provenance["image"]) == (7, os.path.basename(row["image"]))
+        assert np.array_equal(np.asarray(Image.open(row["overlay"])), saved.overlay("max_abs"))
+        assert row["probability"] == pytest.approx(
+            float(np.exp(saved.logits[row["target"]]) / np.exp(saved.logits).sum())
+        )
+    assert Explanation.load(rows[0]["heatmap"]).params["steps"] == 3
+    assert rows[0]["completeness_gap"] is not None
+    assert rows[1]["completeness_gap"] is None
+
+
+def test_explain_gives_what_python_gives(place):
+    (row,) = rows_of(
+        run("explain", place.model, place.photos[1], *FAST, "--target", "3", "-o", place.out, "--format", "json")
+    )
+    with ox.open(place.model) as explainer:
+        x = to_input(load_image(place.photos[1], explainer.preprocess))[None]
+        (theirs,) = explainer.explain(x, ox.methods.IntegratedGradients(steps=4), target=3)
+    assert row["target"] == 3
+    assert np.array_equal(Explanation.load(row["heatmap"]).attribution, theirs.attribution)
+
+
+def test_formats_hold_the_same_rows(place):
+    args = ("explain", place.model, *place.photos, *FAST, "--overwrite", "-o", place.out, "--format")
+    rows = rows_of(run(*args, "json"))
+    lines = [json.loads(line) for line in run(*args, "jsonl").stdout.splitlines()]
+    assert sorted(lines, key=lambda row: row["image"]) == [{"schema_version": 1} | row for row in rows]
+    table = list(csv.DictReader(io.StringIO(run(*args, "csv").stdout)))
+    assert [row["heatmap"] for row in table] == [row["heatmap"] for row in rows]
+    assert [float(row["logit"]) for row in table] == [row["logit"] for row in rows]
+    text = run(*args, "text").stdout.splitlines()
+    assert text[0].split() == ["image", "method", "target", "label", "probability", "logit", "value", "gap", "heatmap"]
+    assert len(text) == 4
+
+
+def test_labels_come_from_the_model(place):
+    model = classifier()
+    onnx.helper.set_model_props(model, {"onnxplain.labels": json.dumps(["a", "b", "c", "d", "e"])})
+    path = place.add_model("named.onnx", model)
+    (row,) = rows_of(run("explain", path, place.photos[0], *FAST, "-o", place.out, "--format", "json"))
+    assert row["label"] == "abcde"[row["target"]]
+
+
+def test_files_in_a_folder_that_are_no_photos_are_passed_over(place):
+    (place.root / "photos" / "notes.txt").write_text("x")
+    (place.root / "photos" / ".hidden.png").write_text("x")
+    (place.root / "photos" / "deeper").mkdir()
+    result = run("explain", place.model, place.root / "photos", *FAST, "-o", place.out)
+    assert result.exit_code == 0
+    assert len(list(place.out.glob("*.npz"))) == 3
+    assert [line.split(": ")[0].rpartition("/")[2] for line in result.stderr.splitlines()] == ["deeper", "notes.txt"]
+    quiet = run("explain", "-q", place.model, place.root / "photos", *FAST, "-o", place.root / "out2")
+    assert quiet.stderr == ""
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "I;16", "LA", "CMYK"])
+def test_photos_of_any_mode_are_explained(place, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(pixels).convert(mode)
+    path = place.root / f"odd.{'tif' if mode == 'CMYK' else 'png'}"
+    image.save(path)
+    assert run("explain", place.model, path, *FAST, "-o", place.out).exit_code == 0
+
+
+# stdout and stderr
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_stdout_holds_nothing_but_the_result_whatever_is_said_on_stderr(place, form):
+    (place.root / "photos" / "bad.jpg").write_text("x")
+    result = run(
+        "explain", "-v", "--progress", place.model, place.root / "photos", *FAST, "-o", place.out, "--format", form
+    )
+    assert result.exit_code == 3
+    assert "explaining 4 images" in result.stderr
+    assert "bad.jpg" in result.stderr
+    assert "gradient calls" in result.stderr
+    if form == "json":
+        assert len(json.loads(result.stdout)["rows"]) == 3
+    elif form == "jsonl":
+        assert len([json.loads(line) for line in result.stdout.splitlines()]) == 3
+    else:
+        assert len(list(csv.DictReader(io.StringIO(result.stdout)))) == 3
+
+
+def test_there_is_no_progress_bar_unless_stderr_is_a_terminal(place):
+    for flags in ((), ("--no-progress",)):
+        result = run("explain", *flags, place.model, *place.photos, *FAST, "-o", place.out, "--overwrite")
+        assert (result.exit_code, result.stderr) == (0, "")
+
+
+# score
+
+
+def test_score_gives_a_row_for_each_heatmap_metric_and_protocol(place):
+    heatmaps = place.explained()
+    protocols = ("--protocol", "rise", "--protocol", "agi_isa", "--protocol", "agi_isa-union")
+    result = run("score", place.model, *heatmaps, *protocols, "--step", "8", "--format", "json")
+    rows = rows_of(result)
+    assert len(rows) == 3 * 3 * 5
+    needed = {"image", "method", "metric", "value", "protocol", "target", "seed", "model_sha256", "image_sha256",
+              "reduction", "version"}  # fmt: skip
+    assert all(needed <= set(row) for row in rows)
+    assert not any("curve" in row for row in rows)
+    assert {(row["protocol"], row["reduction"]) for row in rows} == {
+        ("rise(step=8)", "sum"), ("agi_isa(step=8)", "sum"), ("agi_isa-union(step=8)", "union"),
+    }  # fmt: skip
+    summary = json.loads(result.stdout)["summary"]
+    assert len(summary) == 3 * 5
+    for line in summary:
+        values = [row["value"] for row in rows if all(row[k] == line[k] for k in ("metric", "protocol", "reduction"))]
+        assert line["mean"] == pytest.approx(np.mean(values))
+        assert line["standard_error"] == pytest.approx(np.std(values, ddof=1) / np.sqrt(3))
+        assert line["n"] == 3
+
+    with ox.open(place.model) as explainer:
+        saved = Explanation.load(heatmaps[0])
+        metric = ox.metrics.InsertionDeletion(ox.metrics.Protocol.named("rise", 8))
+        x = to_input(saved.image)[None]
+        (played,) = metric.score(explainer.forward, x, [saved.attribution], space=explainer.space)
+    (insertion,) = [r for r in rows[:15] if r["metric"] == "insertion_auc" and r["protocol"] == "rise(step=8)"]
+    assert insertion["value"] == played.insertion.auc
+
+
+def test_curves_are_kept_when_asked_for(place):
+    heatmap = place.explained()[0]
+    rows = rows_of(run("score", place.model, heatmap, "--step", "16", "--curves", "--format", "json"))
+    assert {row["metric"]: len(row["curve"]) for row in rows if "curve" in row} == {
+        "insertion_auc": 5,
+        "deletion_auc": 5,
+    }
+
+
+def test_every_printed_score_says_its_protocol_and_reduction(place):
+    heatmaps = place.explained()
+    head, *lines = run("score", place.model, *heatmaps, "--reduce", "abs_sum").stdout.splitlines()
+    assert {"protocol", "reduction"} <= set(head.split())
+    scores = [line for line in lines if "0." in line]
+    assert len(scores) == 3 + 5
+    assert all("rise" in line and "abs_sum" in line for line in scores)
+    assert "s.e." not in run("score", place.model, heatmaps[0]).stdout
+
+
+@pytest.mark.parametrize("end", ["json", "jsonl", "csv"])
+def test_rows_are_written_to_a_file(place, end):
+    heatmap = place.explained()[0]
+    path = place.root / f"rows.{end}"
+    result = run("score", place.model, heatmap, "-o", path)
+    assert "insertion auc" in result.stdout
+    text = path.read_text()
+    rows = {
+        "json": lambda: json.loads(text)["rows"],
+        "jsonl": lambda: [json.loads(line) for line in text.splitlines()],
+        "csv": lambda: list(csv.DictReader(io.StringIO(text))),
+    }[end]()
+    assert [row["metric"] for row in rows][:2] == ["insertion_auc", "insertion_mean"]
+    assert run("score", place.model, heatmap, "-o", path, "--overwrite").exit_code == 0
+    assert path.read_text() == text
+
+
+def test_arrays_of_other_tools_are_scored_with_their_photos(place):
+    heatmap = place.explained()[0]
+    attribution = Explanation.load(heatmap).attribution
+    np.save(place.root / "a.cam.npy", attribution[None])
+    np.savez(place.root / "pair.npz", cam=attribution, other=np.zeros((2, 2)))
+    ours = rows_of(run("score", place.model, heatmap, "--format", "json"))
+    args = ("--image", place.photos[0], "--format", "json")
+    theirs = rows_of(run("score", place.model, place.root / "a.cam.npy", *args))
+    keyed = rows_of(run("score", place.model, place.root / "pair.npz", "--key", "cam", *args))
+    for rows in (theirs, keyed):
+        assert [row["value"] for row in rows] == [row["value"] for row in ours]
+        assert [row["image_sha256"] for row in rows] == [row["image_sha256"] for row in ours]
+    assert {row["method"] for row in theirs} == {"cam"}
+    assert {row["seed"] for row in theirs} == {None}
+    cam = place.root / "a.cam.npy"
+    each = rows_of(
+        run("score", place.model, cam, cam, *(a for p in place.photos[:2] for a in ("--image", p)), *args[2:])
+    )
+    assert [row["image"] for row in each[::5]] == ["a.png", "b.png"]
+
+
+def test_a_heatmap_of_another_model_or_class_is_scored_with_a_warning(place):
+    (row,) = rows_of(run("explain", place.model, place.photos[0], *FAST, "-o", place.out, "--format", "json"))
+    other = (row["target"] + 1) % 5
+    run("explain", place.model, place.photos[0], *FAST, "-o", place.out, "--overwrite", "--target", other)
+    heatmap = place.out / "a.ig.npz"
+    result = run("score", place.model, heatmap)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (0, 1)
+    assert f"explains class {other}" in result.stderr
+    changed = classifier()
+    changed.producer_name = "another"
+    result = run("score", place.add_model("n.onnx", changed), heatmap)
+    assert result.exit_code == 0
+    assert "made for another model" in result.stderr
+
+
+def test_a_constant_map_is_scored_with_a_warning(place):
+    np.save(place.root / "flat.npy", np.ones((8, 8)))
+    result = run("score", place.model, place.root / "flat.npy", "--image", place.photos[0])
+    assert result.exit_code == 0
+    assert "constant" in result.stderr
+
+
+# interrupts
+
+
+def test_ctrl_c_keeps_what_is_finished(place):
+    photos = [place.add_photo(f"many/p{i:03}.png", i) for i in range(150)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnxplain", "explain", place.model, place.root / "many", "--method", "isa",
+         "--set", "k=2", "-o", place.out, "--format", "jsonl"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    first = json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1
+    finished = [first, *map(json.loads, out.splitlines())]
+    assert f"interrupted: {len(finished)} of {len(photos)} done" in said
+    assert len(finished) < len(photos)
+    assert {path.suffix for path in place.out.iterdir()} == {".npz", ".png"}  # no half of a file
+    for row in finished:
+        Explanation.load(row["heatmap"])
+        Image.open(row["overlay"]).load()
+    for path in place.out.glob("*.npz"):
+        Explanation.load(path)
