@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op, where
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
 from onnxplain.adapters.gradient.registry import define, vjp
+from onnxplain.adapters.gradient.rules.mask import above, below
 
 define(
     {
@@ -30,7 +31,7 @@ define(
         "Sigmoid": lambda g, y, x: g * y * (1 - y),
         "Softplus": lambda g, y, x: g * op("Sigmoid", x),
         "Erf": lambda g, y, x: g * (2 / math.sqrt(math.pi)) * op("Exp", -x * x),
-        "Relu": lambda g, y, x: where(y > 0.0, g, 0.0),
+        "Relu": lambda g, y, x: g * above(y, 0.0),
         "Cast": lambda g, y, x, *, to, saturate=1, round_mode="up": op("Cast", g, to=int(x.value.dtype)),
     },
     broadcastable=True,
@@ -40,32 +41,34 @@ define(
 @vjp("LeakyRelu", broadcastable=True)
 def leaky_relu(g: Expr, y: Expr, x: Expr, *, alpha: float = 0.01) -> Expr:
     """y = x where x > 0, else αx."""
-    return where(x > 0.0, g, g * alpha)
+    return g * alpha + g * (1 - alpha) * above(x, 0.0)
 
 
 @vjp("HardSigmoid", broadcastable=True)
 def hard_sigmoid(g: Expr, y: Expr, x: Expr, *, alpha: float = 0.2, beta: float = 0.5) -> Expr:
     """y = max(0, min(1, αx + β));  x̄ = αȳ strictly between the bounds."""
-    return where((y > 0.0) & (y < 1.0), g * alpha, 0.0)
+    return g * alpha * above(y, 0.0) * below(y, 1.0)
 
 
 @vjp("HardSwish", broadcastable=True)
 def hard_swish(g: Expr, y: Expr, x: Expr) -> Expr:
     """y = x max(0, min(1, x/6 + 1/2));  f′ = 0 up to -3, 1 from 3 on, (2x + 3)/6 between."""
-    return where(x < 3.0, where(x > -3.0, g * ((2 * x + 3.0) / 6), 0.0), g)
+    low, high = above(x, -3.0), below(x, 3.0)
+    return g * ((2 * x + 3.0) / 6) * low * high + g * (1 - high)
 
 
 @vjp("Clip", broadcastable=True)
 def clip(g: Expr, y: Expr, x: Expr, low: Expr | None = None, high: Expr | None = None) -> tuple[Any, ...]:
     """y = min(max(x, low), high);  x̄ = ȳ strictly between the bounds, 0 at them."""
-    inside = [y > low] if low is not None else []
-    inside += [y < high] if high is not None else []
-    mask = inside[0] & inside[1] if len(inside) == 2 else inside[0] if inside else None
 
     def bound() -> Expr:
         raise UnsupportedCase("the gradient with respect to a bound")
 
-    return g if mask is None else where(mask, g, 0.0), bound, bound
+    if low is not None:
+        g = g * above(y, low)
+    if high is not None:
+        g = g * below(y, high)
+    return g, bound, bound
 
 
 @vjp("Dropout", broadcastable=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op, where
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
 from onnxplain.adapters.gradient.registry import vjp
+from onnxplain.adapters.gradient.rules.mask import keep
 from onnxplain.adapters.gradient.rules.window import Window, windows
 
 
@@ -36,7 +37,9 @@ def max_pool(
         g, y = g[0], y[0]
     assert isinstance(g, Expr)
     assert isinstance(y, Expr)
-    along = windows(x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
+    along = windows(
+        x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides, ceil_mode=ceil_mode
+    )
     axes = range(2, x.rank)
     steps = [(axis, window) for axis, window in zip(axes, along, strict=True) if not window.trivial]
     if not steps:
@@ -77,8 +80,9 @@ def first_hits(g: Expr, y: Expr, x: Expr, axis: int, window: Window) -> list[Exp
         start = a * window.dilation
         tap = padded.slice(axis, start, start + (window.count - 1) * window.stride + 1, window.stride)
         below = tap < y
-        hits.append(where(below, 0.0, g))
-        g = where(below, g, 0.0)
+        rest = keep(g, below)
+        hits.append(g - rest)
+        g = rest
     return [*hits, g]  # what no earlier tap took belongs to the last
 
 
@@ -97,16 +101,37 @@ def average_pool(
     strides: Sequence[int] | None = None,
 ) -> Expr:
     """y_o = Σ x over the window / n_o;  x̄ = the sum of ȳ_o / n_o over the windows that hold it."""
-    along = windows(x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
+    along = windows(
+        x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides, ceil_mode=ceil_mode
+    )
     if auto_pad.startswith("SAME") and ceil_mode:
         raise UnsupportedCase("auto_pad together with ceil_mode")
+    pads_back = [w.extent - w.before for w in along] + [w.size - w.count + w.before for w in along]
+    if all((w.stride, w.dilation) == (1, 1) for w in along) and min(pads_back) >= 0:
+        return pool_back(g, along, pads_back, bool(count_include_pad))
     for axis, window in enumerate(along, start=2):
-        if window.trivial:
-            continue
-        share = (1 / counted(window, bool(count_include_pad))).astype(x.dtype)
-        g = g * x.emit.constant(share.reshape(-1, *(1,) * (x.rank - 1 - axis)))
-        g = window.fold([g] * window.kernel, axis)
+        if not window.trivial:
+            share = 1 / counted(window, bool(count_include_pad))
+            g = window.fold([g * along_axis(share, axis, x)] * window.kernel, axis)
     return g
+
+
+def pool_back(g: Expr, along: list[Window], pads: list[int], include_pad: bool) -> Expr:
+    """Stride 1: the sum over the windows that hold an element is a sum over a window too, and so a mean again.
+
+    x̄ = the mean over a window of ȳ_o k / n_o, with k the size of the window. (Runtimes have a fast mean.)
+    """
+    for axis, window in enumerate(along, start=2):
+        share = window.kernel / counted(window, include_pad)
+        if (share != 1).any():
+            g = g * along_axis(share, axis, g)
+    kernel = [window.kernel for window in along]
+    return op("AveragePool", g, kernel_shape=kernel, pads=pads, count_include_pad=1)
+
+
+def along_axis(values: Any, axis: int, like: Expr) -> Expr:
+    """Constants along one axis, to multiply a value of the rank of `like` with."""
+    return like.emit.constant(values.astype(like.dtype).reshape(-1, *(1,) * (like.rank - 1 - axis)))
 
 
 def counted(window: Window, include_pad: bool) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxplain.adapters.gradient.expr import Expr, where
+from onnxplain.adapters.gradient.expr import Expr, op
 from onnxplain.adapters.gradient.registry import vjp
+from onnxplain.adapters.gradient.rules.mask import keep
 
 
 @vjp("Where", broadcastable=True)
 def choose(g: Expr, y: Expr, condition: Expr, a: Expr, b: Expr) -> tuple[Any, ...]:
     """y = a where the condition holds, else b;  ā = ȳ there, b̄ = ȳ elsewhere."""
-    return None, lambda: where(condition, g, 0.0), lambda: where(condition, 0.0, g)
+    return None, lambda: keep(g, condition), lambda: keep(g, op("Not", condition))
 
 
 @vjp("Expand")
