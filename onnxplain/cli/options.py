@@ -17,7 +17,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 METHODS = "isa, credible, ig, saliency"
 PROTOCOLS = "rise, agi_isa, agi_isa-union"
 REDUCTIONS = ("sum", "abs_sum", "max_abs")
-FORMATS = ("text", "json", "jsonl", "csv")
 
 FILE = click.Path(path_type=Path)
 
