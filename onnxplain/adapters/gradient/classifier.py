@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from onnxplain.adapters.gradient.differentiate import finish, named
+from onnxplain.adapters.gradient.differentiate import finish, make_way, named
 from onnxplain.adapters.gradient.expr import Emit, Expr, op
 from onnxplain.adapters.gradient.objective import value_and_cotangent
-from onnxplain.adapters.gradient.prepare import ModelLike, infer_shapes, prepare
+from onnxplain.adapters.gradient.prepare import ModelLike, blaming, infer_shapes, prepare
 from onnxplain.adapters.gradient.sweep import FLOATS, pull_back
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.requests import Kind
@@ -48,13 +48,16 @@ def gradient_model(
         passes.TopologicalSortPass()(ours)
     z = Expr(emit, z_value)
     batch, classes = z.shape
+    for name in (TARGET, OBJECTIVE):
+        make_way(graph, name)
     target = ir.Value(name=TARGET, shape=ir.Shape([batch, classes]), type=ir.TensorType(ir.DataType.FLOAT))
     kinds = ir.Value(name=OBJECTIVE, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.extend([target, kinds])
     t = Expr(emit, target)
     t = t if z.dtype == t.dtype else op("Cast", t, to=int(z_value.dtype or ir.DataType.DOUBLE))
-    value, cotangent = value_and_cotangent(z, t, Expr(emit, kinds))
-    gradients = pull_back(graph, emit, {z_value: cotangent}, [x])
+    with blaming(model):
+        value, cotangent = value_and_cotangent(z, t, Expr(emit, kinds))
+        gradients = pull_back(graph, emit, {z_value: cotangent}, [x])
     if x not in gradients:
         raise InvalidModel("the logits do not depend on the image through any derivative; next: name another output")
     outputs = [named(z, "logits"), named(value, "value"), named(gradients[x], "gradient", x.shape)]
@@ -71,7 +74,8 @@ def gradient_model(
     )
     if preprocess is not None:
         ours.metadata_props["onnxplain.preprocess"] = json.dumps(preprocess.to_dict())
-    return finish(ours)
+    with blaming(model):
+        return finish(ours)
 
 
 def source_sha256(model: ModelLike) -> str:
@@ -89,6 +93,8 @@ def image_input(graph: ir.Graph) -> ir.Value:
     if len(graph.inputs) != 1:
         raise InvalidModel(f"expected one image input, got {len(graph.inputs)} inputs: {described}")
     (x,) = graph.inputs
+    if x.name in (TARGET, OBJECTIVE):
+        raise InvalidModel(f"the image input is called {x.name}, a name that we need; next: rename it")
     if x.dtype not in FLOATS or x.shape is None or len(x.shape) < 2:
         raise InvalidModel(f"expected a float image input of shape (N, C, H, W), got {described}")
     return x

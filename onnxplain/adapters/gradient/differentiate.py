@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr
-from onnxplain.adapters.gradient.prepare import ModelLike, prepare
+from onnxplain.adapters.gradient.prepare import ModelLike, blaming, prepare
 from onnxplain.adapters.gradient.registry import DEFAULT, NO_GRADIENT, Rules
 from onnxplain.adapters.gradient.sweep import FLOATS, active_values, find, gaps, kind, pull_back
 from onnxplain.errors import Gap, InvalidModel, UsageError
@@ -33,17 +33,26 @@ def differentiate(
     graph = ours.graph
     outputs = pick("output", graph.outputs, of)
     inputs = pick("input", graph.inputs, wrt)
+    ends = {v.name for v in (*graph.inputs, *graph.outputs)}
+    taken = [name for name in (f"grad_{v.name}" for v in (*outputs, *inputs)) if name in ends]
+    if taken:
+        raise UsageError(
+            f"the model already has an input or output {taken[0]!r}; next: rename it, or choose of= and wrt="
+        )
     emit = Emit(graph)
     cotangents = {}
     for y in outputs:
+        make_way(graph, f"grad_{y.name}")
         g = ir.Value(name=f"grad_{y.name}", shape=y.shape, type=y.type)
         graph.inputs.append(g)
         cotangents[y] = Expr(emit, g)
-    gradients = pull_back(graph, emit, cotangents, inputs, rules)
+    with blaming(model):
+        gradients = pull_back(graph, emit, cotangents, inputs, rules)
     for x in inputs:
         gradient = gradients[x] if x in gradients else Expr(emit, x).zeros()
         graph.outputs.append(named(gradient, f"grad_{x.name}"))
-    return finish(ours)
+    with blaming(model):
+        return finish(ours)
 
 
 def pick(what: str, values: Sequence[ir.Value], names: Sequence[str] | None) -> list[ir.Value]:
@@ -64,15 +73,20 @@ def named(expr: Expr, name: str, shape: ir.Shape | None = None) -> ir.Value:
     """An output of that name; a forward value that has it already makes way."""
     if expr.value.name == name:
         return expr.value
-    for node in expr.emit.graph:
-        for value in node.outputs:
-            if value.name == name:
-                value.name = f"{PREFIX}forward_{name}"
+    make_way(expr.emit.graph, name)
     node = ir.node("Identity", [expr.value], outputs=[ir.Value(name=name)], name=f"{name}_output")
     expr.emit.graph.append(node)
     out = node.outputs[0]
     out.type, out.shape = expr.value.type, shape or expr.value.shape
     return out
+
+
+def make_way(graph: ir.Graph, name: str) -> None:
+    """Rename what has that name inside the graph."""
+    inner = [value for node in graph for value in node.outputs]
+    for value in (*inner, *graph.initializers.values()):
+        if value.name == name:
+            value.name = f"{PREFIX}forward_{name}"
 
 
 def finish(model: ir.Model) -> onnx.ModelProto:

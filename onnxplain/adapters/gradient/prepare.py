@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeAlias
 
@@ -20,7 +22,7 @@ OPSET = 18  # older models are raised to it: the last opset at which CUDA has a 
 def read(model: ModelLike) -> ir.Model:
     """A copy of the model that is ours to change."""
     if isinstance(model, ir.Model):
-        return ir.from_proto(ir.to_proto(model))
+        return model.clone()  # which still knows in which folder its weights lie
     if isinstance(model, onnx.ModelProto):
         try:
             return ir.from_proto(model)
@@ -44,22 +46,46 @@ def read(model: ModelLike) -> ir.Model:
             raise InvalidModel(
                 f"{path}: external data at {location!r} lies outside the model's folder, which is refused"
             )
-    return loaded
+    return load_weights(loaded, f"{path}: ")
 
 
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
-    return [
-        value.const_value
-        for value in model.graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    ]
+    """The tensors that lie in files beside the model: of initializers and of nodes' attributes."""
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    own = [attribute.value for node in model.graph.all_nodes() for attribute in node.attributes.values()]
+    return [tensor for tensor in (*weights, *own) if isinstance(tensor, ir.ExternalTensor)]
+
+
+def load_weights(model: ir.Model, where: str = "") -> ir.Model:
+    """Bring external data into memory: what is made of the model has no folder any more."""
+    try:
+        return ir.external_data.load_to_model(model)
+    except Exception as error:  # a missing or short file, or a place that onnx-ir refuses to read
+        raise InvalidModel(
+            f"{where}the external data cannot be read ({one_line(error)}); next: copy it beside the model"
+        ) from error
+
+
+@contextmanager
+def blaming(model: ModelLike) -> Iterator[None]:
+    """Turn ONNX's complaints about our graph into `InvalidModel`, if it has the same ones about the given model."""
+    try:
+        yield
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        try:
+            onnx.checker.check_model(ir.to_proto(read(model)), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise InvalidModel(
+                f"the model is not valid ONNX: {one_line(error)}; next: run onnx.checker on it"
+            ) from error
+        raise
 
 
 def prepare(model: ModelLike) -> ir.Model:
     """Read a model and normalise it: see the module's first line. Raises `InvalidModel`."""
     ours = read(model)
     try:
-        ours = normalise(ours)
+        ours = load_weights(normalise(ours))
     except InvalidModel:
         raise
     except Exception as error:
@@ -83,7 +109,19 @@ def normalise(model: ir.Model) -> ir.Model:
     passes.IdentityEliminationPass()(model)
     passes.TopologicalSortPass()(model)
     passes.NameFixPass()(model)
+    name_dimensions(model)
     return infer_shapes(model)
+
+
+def name_dimensions(model: ir.Model) -> None:
+    """Name the free dimensions of inputs that have no name: two of them may differ, so they must not look equal."""
+    for value in model.graph.inputs:
+        if value.shape is not None:
+            dims = [
+                d if isinstance(d, int) or d.value is not None else f"{value.name}_{a}"
+                for a, d in enumerate(value.shape)
+            ]
+            value.shape = ir.Shape(dims)
 
 
 def infer_shapes(model: ir.Model) -> ir.Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.compose
 import onnx.parser
 import onnx_ir as ir
 import pytest
@@ -230,6 +231,28 @@ def test_names_that_we_would_use_may_be_taken() -> None:
     np.testing.assert_allclose(out["grad_x"], g * np.exp(h) * (1 - h * h), rtol=0, atol=1e-14)
 
 
+def test_weights_and_values_named_like_a_cotangent_make_way() -> None:
+    """A weight called `grad_y`, a value called `grad_x`."""
+    proto = model(
+        "taken (double[N, 3] x) => (double[N, 3] y) { grad_x = Tanh(x) y = Mul(grad_x, grad_y) }", grad_y=np.arange(3.0)
+    )
+    x, g = RNG.normal(size=(2, 2, 3))
+    out = run(differentiate(proto), x=x, grad_y=g)
+    np.testing.assert_allclose(out["grad_x"], g * np.arange(3.0) * (1 - np.tanh(x) ** 2), rtol=0, atol=1e-14)
+
+
+def test_second_derivatives_come_from_differentiating_twice() -> None:
+    """The Hessian of a sum of exp(x) is exp(x) on the diagonal; clashing names are an error, renamed ones are not."""
+    once = differentiate(model("square (double[N, 3] x) => (double[N, 3] y) { y = Exp(x) }"))
+    with pytest.raises(UsageError, match="rename it"):
+        differentiate(once)
+    renamed = onnx.compose.add_prefix(once, "first_")
+    twice = differentiate(renamed, of=["first_grad_x"], wrt=["first_x"])
+    x, g, h = RNG.normal(size=(3, 2, 3))
+    out = run(twice, first_x=x, first_grad_y=g, grad_first_grad_x=h)
+    np.testing.assert_allclose(out["grad_first_x"], g * h * np.exp(x), rtol=0, atol=1e-14)
+
+
 def test_the_given_model_is_not_changed() -> None:
     """Neither a proto nor an onnx-ir model."""
     before = NET.SerializeToString(deterministic=True)
@@ -265,8 +288,10 @@ def test_a_pool_whose_size_runtimes_and_the_opset_disagree_on_is_refused() -> No
     np.testing.assert_array_equal(out["grad_x"], [[[[3, 0], [0, 0]]]])
 
 
-def test_rows_that_may_have_been_broadcast_are_refused_and_not_guessed() -> None:
-    """Two inputs with batches of different names: whether one of them is 1 is not known before run time."""
-    proto = model("unknown (double[N, 3] a, double[M, 3] b) => (double[K, 3] y) { y = Mul(a, b) }")
+@pytest.mark.parametrize("dims", ["NM", "??"])
+def test_rows_that_may_have_been_broadcast_are_refused_and_not_guessed(dims: str) -> None:
+    """Two inputs with batches of different names, or of none: whether one of them is 1 is not known before run time."""
+    a, b = dims
+    proto = model(f"unknown (double[{a}, 3] a, double[{b}, 3] b) => (double[K, 3] y) {{ y = Mul(a, b) }}")
     with pytest.raises(NotDifferentiable, match="was broadcast is not known"):
         differentiate(proto)
