@@ -110,37 +110,32 @@ def name(page: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `onnxplain demo -o demo-out` leaves: it is run once for all pages."""
-    folder = tmp_path_factory.mktemp("demo")
-    subprocess.run([sys.executable, "-m", "onnxplain", "demo", "-q", "-o", "demo-out"], cwd=folder, check=True)
-    return folder / "demo-out"
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pages use of the demo's results: the classifier and the photo. The demo itself is run in tests/cli."""
+    from onnxplain.adapters.onnx_file import write_model
+    from onnxplain.models.demo import demo_model, demo_photo
+
+    folder = tmp_path_factory.mktemp("stage")
+    write_model(demo_model(), folder / "efficientnet_lite0.onnx", False)
+    shutil.copy(demo_photo(), folder)
+    return folder
 
 
 @needs_demo
 @pytest.mark.parametrize("page", EXECUTED, ids=name)
-def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, stage: Path) -> None:
     for package in NEEDS.get(name(page), ()):
         framework(package)
-    text = page.read_text("utf-8")
-    bin = tmp_path / "bin"  # `onnxplain` of this very environment, whose demo is the one that was run already
+    bin, here = tmp_path / "bin", tmp_path / "here"
     bin.mkdir()
-    (bin / "python").symlink_to(sys.executable)
-    command = bin / "onnxplain"
-    run_demo = ""
-    if "onnxplain demo -o demo-out" in text:
-        made = request.getfixturevalue("demo")
-        run_demo = f'[ "$*" = "demo -o demo-out" ] && exec cp -r "{made}" demo-out\n'
-    command.write_text(f'#!/bin/sh\n{run_demo}exec "{sys.executable}" -m onnxplain "$@"\n')
-    command.chmod(0o755)
-    here = tmp_path / "here"
     here.mkdir()
+    command = bin / "onnxplain"  # the one of this environment
+    demo = f'[ "$*" = "demo -o demo-out" ] && exec cp -r "{stage}" demo-out\n'
+    command.write_text(f'#!/bin/sh\n{demo}exec "{sys.executable}" -m onnxplain "$@"\n')
+    command.chmod(0o755)
     if name(page) in ON_STAGE:
-        from onnxplain.adapters.onnx_file import write_model
-        from onnxplain.models.demo import demo_model, demo_photo
-
-        write_model(demo_model(), here / "model.onnx", False)
-        shutil.copy(demo_photo(), here / "photo.jpg")
+        shutil.copy(stage / "efficientnet_lite0.onnx", here / "model.onnx")
+        shutil.copy(stage / "grace_hopper.jpg", here / "photo.jpg")
     environment = {**os.environ, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         [sys.executable, __file__, str(page)], cwd=here, env=environment, capture_output=True, text=True, check=False
