@@ -210,6 +210,7 @@ KINKED = [
     node("HardSigmoid", away_from([-1.5, 2.5], 3, 8, reach=4), alpha=0.25, beta=0.375),
     node("HardSwish", away_from([-3, 3], 3, 16, reach=5), tolerance=4e-8),
     node("Clip", away_from([0, 2], 3, 8), scalar(0), scalar(2)),
+    node("Clip", away_from([0, 2], 3, 8), Const(np.zeros(1)), Const(np.full(1, 2.0)), label="bounds of one element"),
     node("Clip", away_from([-1], 3, 8), scalar(-1), label="low"),
     node("Clip", away_from([1], 3, 8), None, scalar(1), label="high"),
     node("Clip", normal(3, 8), label="open"),

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx.backend.test.case.node as node_cases
 import pytest
-from conformance.samples import SAMPLES, TIED, Sample, adjoint_gap, directions, infer, slope, tie_gap
+from conformance.samples import SAMPLES, TIED, Const, Sample, adjoint_gap, directions, infer, slope, tie_gap
 
 from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.adapters.gradient.differentiate import differentiate
@@ -107,6 +107,33 @@ def test_onnx_runtime_gives_the_gradient_of_float64_and_the_forward_values_bit_f
     for i in sample.wanted:
         got, want = out[f"grad_x{i}"], precise[f"grad_x{i}"]
         np.testing.assert_allclose(got, want, rtol=0, atol=64 * EPS32 * np.abs(want).max())
+
+
+EDGES = [  # operator, bounds, and where its slope in float32 jumps
+    ("Relu", (), 0.0),
+    ("Clip", (0.0, 6.0), 0.0),
+    ("Clip", (0.0, 6.0), 6.0),
+    ("Clip", (-0.1, 1e-7), 1e-7),
+    ("Clip", (-1e30, 3.0), -1e30),
+    ("Clip", (-1.0, 1e-25), 1e-25),
+]
+
+
+@pytest.mark.parametrize(("op", "bounds", "edge"), EDGES, ids=str)
+def test_masks_are_exact_next_to_a_kink_in_float32(op: str, bounds: tuple[float, ...], edge: float) -> None:
+    """One float away from a bound, and at it: the slope is 1 strictly inside, 0 elsewhere, whatever makes the mask."""
+    low, high = (*bounds, 0.0, np.inf)[:2] if bounds else (0.0, np.inf)
+    near = np.asarray(
+        [edge, np.nextafter(np.float32(edge), -np.inf), np.nextafter(np.float32(edge), np.inf)], np.float32
+    )
+    x = np.concatenate([near, np.asarray([edge - 1, edge + 1, 1e38, -1e38, 1e-30, -1e-30], np.float32)])[None]
+    sample = Sample(op, (x, *(Const(np.asarray(b)) for b in bounds)), free=())
+    model = differentiate(sample.model(np.float32))
+    g = np.full(x.shape, 3.0, np.float32)
+    for optimise in (False, True):
+        out = OnnxRuntimeExecutor(model, threads=1, optimise=optimise)({"x0": x, "grad_y0": g})["grad_x0"]
+        inside = (x > np.float32(low)) & (x < np.float32(high))
+        np.testing.assert_array_equal(out, np.where(inside, g, 0))
 
 
 @every_sample

@@ -40,7 +40,7 @@ def step(y: Expr, bound: float | Expr, sign: float) -> Expr:
     magnitude b or more that differ, the difference is at least 2^-24 b: scaled it is beyond 1 for b >= 2^-60. Around 0
     a difference may be as small as 2^-149, and a second HardSigmoid takes its place.
     """
-    value = bound if isinstance(bound, float) else None if bound.constant is None else float(bound.constant)
+    value = bound if isinstance(bound, float) else None if bound.constant is None else float(bound.constant.item())
     exact = value is not None and (value == 0 or 2.0**-60 <= abs(value) <= 2.0**20)
     if value is None or not exact or y.value.dtype != ir.DataType.FLOAT:
         return as_number(y > bound if sign > 0 else y < bound, y)
