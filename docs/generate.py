@@ -1,4 +1,4 @@
-"""Write docs/reference/cli.md from the commands themselves: `python docs/generate.py`. A test fails if it is stale."""
+"""Write the pages of docs/reference that the code knows best: `python docs/generate.py`. A test compares them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,43 @@ from pathlib import Path
 
 import click
 
+from onnxplain.adapters.gradient import sweep  # noqa: F401  (fills the registry)
+from onnxplain.adapters.gradient.registry import ALLOWED, DEFAULT, NO_GRADIENT
 from onnxplain.cli.main import COMMANDS, cli
 
-PAGE = Path(__file__).parent / "reference" / "cli.md"
-HEAD = "<!-- made by docs/generate.py from the commands' own help: do not edit -->\n\n# Command line\n"
+REFERENCE = Path(__file__).parent / "reference"
+HEAD = "<!-- made by docs/generate.py: do not edit -->\n\n# {}\n"
 
 
-def page() -> str:
-    """The whole page."""
+def pages() -> dict[Path, str]:
+    """The content of each generated page."""
+    return {REFERENCE / "cli.md": command_line(), REFERENCE / "operators.md": operators()}
+
+
+def operators() -> str:
+    """The page about operators."""
+    zero = [f"| `{name}` | {why} |" for name, why in sorted(NO_GRADIENT.items())]
+    sections = [
+        HEAD.format("Operators"),
+        "`onnxplain inspect` tells which operators of a model lack a gradient rule.",
+        "## With a gradient rule",
+        ", ".join(f"`{name}`" for name in sorted(DEFAULT)),
+        "Operators that have no rule are refused if they lie between image and logits, and so are the cases that a rule "
+        "does not cover, such as training mode. How to add one: [add a rule](../how-to/add-a-rule.md).",
+        "## That end a way",
+        "Their output does not change with their input, or only in jumps, so the gradient through them is zero.",
+        "\n".join(["| operator | why |", "|---|---|", *zero]),
+        "## That rules emit",
+        "Gradients are made of these, and of no others.",
+        ", ".join(f"`{name}`" for name in sorted(ALLOWED)),
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def command_line() -> str:
+    """The page about the commands."""
     top = click.Context(cli, info_name="onnxplain", **cli.context_settings)
-    sections = [HEAD, prose(cli.help or ""), "## Options of every command", options(cli, top)]
+    sections = [HEAD.format("Command line"), prose(cli.help or ""), "## Options of every command", options(cli, top)]
     for name in COMMANDS:
         command = cli.get_command(top, name)
         assert command is not None
@@ -59,4 +86,5 @@ def options(command: click.Command, context: click.Context, but: Collection[str 
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for path, content in pages().items():
+        path.write_text(content, encoding="utf-8")

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from frameworks import REQUIRED
 
 import onnxplain
 
@@ -85,7 +86,7 @@ def test_the_version_is_that_of_the_project() -> None:
 
 def test_the_wheel_has_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
     if any(importlib.util.find_spec(name) is None for name in ("build", "hatchling")):
-        if os.environ.get("ONNXPLAIN_REQUIRE_FRAMEWORKS"):
+        if os.environ.get(REQUIRED):
             pytest.fail("build and hatchling are not installed")
         pytest.skip('build and hatchling are not installed (pip install "onnxplain[lint]")')
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
