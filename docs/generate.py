@@ -29,8 +29,8 @@ def operators() -> str:
         "`onnxplain inspect` tells which operators of a model lack a gradient rule.",
         "## With a gradient rule",
         ", ".join(f"`{name}`" for name in sorted(DEFAULT)),
-        "Operators that have no rule are refused if they lie between image and logits, and so are the cases that a rule "
-        "does not cover, such as training mode. How to add one: [add a rule](../how-to/add-a-rule.md).",
+        "Operators without a rule are refused if they lie between image and logits, and so are cases that a rule does "
+        "not cover, such as training mode. How to add one: [add a rule](../how-to/add-a-rule.md).",
         "## That end a way",
         "Their output does not change with their input, or only in jumps, so the gradient through them is zero.",
         "\n".join(["| operator | why |", "|---|---|", *zero]),

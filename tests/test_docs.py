@@ -204,6 +204,25 @@ def test_every_public_name_is_on_the_python_page() -> None:
     assert [public for public in onnxplain.__all__ if f"`ox.{public}" not in page] == []
 
 
+def test_signatures_on_the_python_page_are_those_of_the_code() -> None:
+    import inspect
+
+    import onnxplain
+
+    page = (ROOT / "docs/reference/python.md").read_text("utf-8")
+    signatures = dict(re.findall(r"^\| `ox\.(\w+)\((.*?)\)` \|", page, flags=re.MULTILINE))
+    assert len(signatures) >= 7
+    for name, text in signatures.items():
+        shown = inspect.signature(eval(f"lambda {text}: 0", {"DEFAULT": None}))
+        actual = inspect.signature(getattr(onnxplain, name))
+        assert [(p.name, p.kind) for p in shown.parameters.values()] == [
+            (p.name, p.kind) for p in actual.parameters.values()
+        ], name
+        for parameter in actual.parameters.values():
+            if parameter.name != "rules":
+                assert shown.parameters[parameter.name].default == parameter.default, f"{name}: {parameter.name}"
+
+
 def test_every_method_and_its_parameters_are_on_the_methods_page() -> None:
     from dataclasses import fields
 
