@@ -11,7 +11,6 @@ layouts. Peak memory comes from processes of their own, which run nothing else.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,21 +26,26 @@ import onnx
 
 from onnxplain.adapters.gradient.classifier import forward_model, gradient_model
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
+from onnxplain.engine.executors.reference import specs
 
 Call = Callable[[], object]
 
 
-def onnx_calls(path: Path, batch: int, threads: int) -> dict[str, Call]:
-    """One forward call and one gradient call of the classifier at `path`."""
+def onnx_calls(path: Path, batch: int, threads: int, only: str | None = None) -> dict[str, Call]:
+    """One forward call and one gradient call of the classifier at `path`, or one of them."""
     model = gradient_model(path)
-    gradient = OnnxRuntimeExecutor(model, threads=threads)
-    forward = OnnxRuntimeExecutor(forward_model(model), threads=threads)
-    ((name, spec),) = forward.inputs.items()
+    models = {"forward": forward_model(model), "gradient": model}
+    ((name, spec),) = specs(v for v in models["forward"].graph.input).items()
     x = np.random.default_rng(0).standard_normal((batch, *spec.shape[1:])).astype(np.float32)
-    classes = gradient.outputs["logits"].shape[1]
+    classes = specs(model.graph.output)["logits"].shape[1]
     target = np.eye(classes, dtype=np.float32)[np.arange(batch)]
     feeds = {name: x, "onnxplain_target": target, "onnxplain_objective": np.zeros(batch, np.int64)}
-    return {"forward": lambda: forward({name: x}), "gradient": lambda: gradient(feeds)}
+
+    def call(role: str) -> Call:
+        executor = OnnxRuntimeExecutor(models[role], threads=threads)
+        return lambda: executor({key: feeds[key] for key in executor.inputs})
+
+    return {role: call(role) for role in models if only in (None, role)}
 
 
 def torch_calls(net_name: str, batch: int, threads: int) -> dict[str, Call]:
@@ -81,9 +85,16 @@ def rounds(calls: dict[str, Call], repeat: int) -> dict[str, list[float]]:
 
 
 def peak_mib(argument: list[str]) -> float:
-    """Peak resident memory of a process that makes three calls of one kind."""
+    """Peak resident memory of a process that makes three calls of one kind, beyond what it had before."""
     out = subprocess.run([sys.executable, __file__, *argument], check=True, capture_output=True, text=True).stdout
     return float(out.splitlines()[-1])
+
+
+def resident(peak: bool) -> float:
+    """Resident memory of this process in MiB, now or at its highest. (getrusage would count the parent's too.)"""
+    field = "VmHWM" if peak else "VmRSS"
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 @click.command()
@@ -103,10 +114,12 @@ def main(model: Path | None, net: str, batch: int, repeat: int, threads: int, on
                 warnings.simplefilter("ignore")  # the exporter announces its successor
                 onnx.save(export(NETS[net]()), path)
         if only:
-            calls = torch_calls(net, batch, threads) if only.startswith("torch") else onnx_calls(path, batch, threads)
+            before = resident(peak=False)
+            of_torch = only.startswith("torch")
+            call = (torch_calls(net, batch, threads) if of_torch else onnx_calls(path, batch, threads, only))[only]
             for _ in range(3):
-                calls[only]()
-            click.echo(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+                call()
+            click.echo(resident(peak=True) - before)
             return
         calls = onnx_calls(path, batch, threads) | (torch_calls(net, batch, threads) if model is None else {})
         seconds = rounds(calls, repeat)

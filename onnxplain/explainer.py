@@ -12,11 +12,10 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import numpy as np
-import onnx
+from onnx import ModelProto
 
-from onnxplain.adapters.gradient.classifier import forward_model
 from onnxplain.adapters.gradient.prepare import ModelLike
-from onnxplain.adapters.onnx_file import AUTO, Preprocess, as_gradient_model
+from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves
 from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.explanation import Explanation
@@ -37,6 +36,7 @@ def open(
     batch_size: int = 8,
     preprocess: Preprocess = AUTO,
     output: str | None = None,
+    gradient: bool = True,
     range: tuple[float, float] | None = None,
     threads: int = 0,
 ) -> Explainer:
@@ -50,6 +50,7 @@ def open(
             (see `models.preprocess.find`), otherwise a specification, the path of one, or None for a classifier whose
             input is to be taken as it is.
         output: the name of the logits, where the model has several float outputs.
+        gradient: False opens the forward half only, for scoring heatmaps; the model need not be differentiable then.
         range: the valid values of an input without preprocessing, for methods that work in pixel units.
         threads: of the runtime inside one operator; 0 lets it decide.
 
@@ -60,7 +61,8 @@ def open(
     """
     if on != "cpu":
         raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
-    return Explainer(as_gradient_model(model, preprocess, output), batch_size=batch_size, range=range, threads=threads)
+    made = halves(model, preprocess, output, gradient=gradient)
+    return Explainer(made, batch_size=batch_size, range=range, threads=threads)
 
 
 class Explainer:
@@ -72,13 +74,13 @@ class Explainer:
 
     def __init__(
         self,
-        model: onnx.ModelProto,
+        model: Halves,
         *,
         batch_size: int = 8,
         range: tuple[float, float] | None = None,
         threads: int = 0,
     ) -> None:
-        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
+        self.metadata = {entry.key: entry.value for entry in model.logits.metadata_props}
         self.preprocess: PreprocessSpec | None = None
         if PREPROCESS_KEY in self.metadata:
             self.preprocess = find(None, metadata=self.metadata)[0]
@@ -90,20 +92,22 @@ class Explainer:
         self.usage = Usage()
         self.batch_size = batch_size
         self.threads = threads
-        self._proto = model
+        self._halves = model
         self._opened: list[OnnxRuntimeExecutor] = []
-        self._logits = self._start(forward_model(model))
+        self._logits = self._start(model.logits)
         self.forward = Model(self._logits, batch_size=batch_size)
 
-    def _start(self, model: onnx.ModelProto) -> OnnxRuntimeExecutor:
+    def _start(self, model: ModelProto) -> OnnxRuntimeExecutor:
         executor = OnnxRuntimeExecutor(model, threads=self.threads)
         self._opened.append(executor)
         return executor
 
     @cached_property
     def model(self) -> Model:
-        """The model with its gradient; opened when it is first needed."""
-        return Model(self._logits, self._start(self._proto), batch_size=self.batch_size)
+        """The model with its gradient; its session is started when it is first needed."""
+        if self._halves.gradient is None:
+            raise UsageError("opened forward only: there are no gradients; next: open it with gradient=True")
+        return Model(self._logits, self._start(self._halves.gradient), batch_size=self.batch_size)
 
     def close(self) -> None:
         for executor in self._opened:
@@ -175,7 +179,10 @@ class Explainer:
         programs = (
             self._explain(row, method, t, seed) for row, t in zip(rows, each_target(target, count), strict=False)
         )
-        return drive(programs, self.model, usage=self.usage, observe=observe)
+        for outcome in drive(programs, self.model, usage=self.usage, observe=observe):
+            if outcome.error is not None:
+                outcome.error.args = (f"image {outcome.index}: {outcome.error}",)
+            yield outcome
 
     def program(
         self, x: Array, method: Method, target: int | Array | None = None, seed: int = 0
@@ -213,7 +220,7 @@ class Explainer:
             "threads": self.threads,
             "versions": {
                 "onnxplain": version("onnxplain"),
-                "onnxruntime": version("onnxruntime"),
+                "onnxruntime": self._logits.version,
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },

@@ -14,7 +14,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxplain.adapters.gradient.classifier import forward_model, gradient_model, image_input, logits_output
+from onnxplain.adapters.gradient.classifier import (
+    forward_model,
+    gradient_model,
+    image_input,
+    logits_model,
+    logits_output,
+)
 from onnxplain.adapters.gradient.differentiate import coverage
 from onnxplain.adapters.gradient.expr import PREFIX
 from onnxplain.adapters.gradient.prepare import ModelLike, prepare, read
@@ -30,8 +36,18 @@ Preprocess: TypeAlias = PreprocessSpec | str | os.PathLike[str] | None
 AUTO: Literal["auto"] = "auto"
 
 
-def as_gradient_model(model: ModelLike, preprocess: Preprocess = AUTO, output: str | None = None) -> onnx.ModelProto:
-    """The gradient model of whatever was given: itself, if it is one already."""
+@dataclass(frozen=True)
+class Halves:
+    """What runs of a classifier: `logits`, forward only, and the gradient model, None where it is not wanted."""
+
+    logits: onnx.ModelProto
+    gradient: onnx.ModelProto | None
+
+
+def halves(
+    model: ModelLike, preprocess: Preprocess = AUTO, output: str | None = None, *, gradient: bool = True
+) -> Halves:
+    """The halves of whatever was given, a classifier or a gradient model; without `gradient` the forward one only."""
     ours = read(model)
     path = Path(model) if isinstance(model, str | os.PathLike) else None
     is_gradient = GRADIENT_MODEL_KEY in ours.metadata_props
@@ -41,13 +57,17 @@ def as_gradient_model(model: ModelLike, preprocess: Preprocess = AUTO, output: s
             raise UsageError("a gradient model has its preprocessing and its output built in; next: leave them out")
         if given is not None:
             find(path, given=given, metadata=ours.metadata_props)  # which says so if they differ
-        return ir.to_proto(ours)
+        own = ir.to_proto(ours)
+        return Halves(forward_model(own), own if gradient else None)
     if given is not None or preprocess == AUTO:
         spec: PreprocessSpec | None = find(path, given=given, metadata=ours.metadata_props)[0]
     else:
         assert preprocess is None or isinstance(preprocess, PreprocessSpec)
         spec = preprocess
-    return gradient_model(model, preprocess=spec, output=output)
+    if not gradient:
+        return Halves(logits_model(model, preprocess=spec, output=output), None)
+    made = gradient_model(model, preprocess=spec, output=output)
+    return Halves(forward_model(made), made)
 
 
 # What is in a model
@@ -194,8 +214,9 @@ def write_gradient_model(
     refuse_existing(targets, overwrite=overwrite)
     if GRADIENT_MODEL_KEY in read(source).metadata_props:
         raise UsageError(f"{source} is a gradient model already; next: use it as it is, or export its classifier")
-    gradient = as_gradient_model(source, preprocess, output)
-    forward = plain_classifier(gradient)
+    made = halves(source, preprocess, output)
+    assert made.gradient is not None
+    gradient, forward = made.gradient, plain_classifier(made.logits)
     difference = verified(source, gradient, forward, output) if verify else None
     written = [write_model(gradient, targets[0], overwrite)]
     if classifier is not None:
@@ -203,13 +224,13 @@ def write_gradient_model(
     return Exported(written, difference)
 
 
-def plain_classifier(gradient: onnx.ModelProto) -> onnx.ModelProto:
-    """The forward half of a gradient model as a model of its own: it says what preprocessing is left to do.
+def plain_classifier(logits: onnx.ModelProto) -> onnx.ModelProto:
+    """The forward half as a model of its own: it says what preprocessing is left to do.
 
     Its input is RGB in [0,1], so zero in its model space is black. Protocols that fill with zero fill with the mean
     colour in the source, and with black here.
     """
-    ours = ir.from_proto(forward_model(gradient))
+    ours = ir.from_proto(logits)
     for node in ours.graph:
         node.name = plain_name(node.name)
     for value in [*ours.graph.initializers.values(), *(y for node in ours.graph for y in node.outputs)]:

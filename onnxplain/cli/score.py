@@ -80,7 +80,9 @@ def command(
             )
         refuse_existing([output], overwrite=overwrite)
     source = options.preprocess_of(preprocess)
-    with open(model, on=on, batch_size=batch_size, preprocess=source, output=output_name, threads=threads) as explainer:
+    with open(
+        model, on=on, batch_size=batch_size, preprocess=source, output=output_name, threads=threads, gradient=False
+    ) as explainer:
 
         def start(observe: Observe) -> Iterator[Outcome[Scored]]:
             return score_heatmaps(explainer, heatmaps, metrics, photos=images, key=key, observe=observe)

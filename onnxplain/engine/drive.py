@@ -63,8 +63,8 @@ class Model:
         if batch_size < 1:
             raise UsageError(f"batch size: expected at least 1, got {batch_size}")
         self.executors = {LOGITS: logits, GRADIENT: gradient}
-        self.batch_size = batch_size
         ((self.input, spec),) = logits.inputs.items()
+        self.batch_size = batch_size = spec.shape[0] if isinstance(spec.shape[0], int) else batch_size
         (classes,) = (s.shape[-1] for s in logits.outputs.values())
         sizes = [d for d in spec.shape[1:] if isinstance(d, int)]
         if len(sizes) != len(spec.shape) - 1 or not isinstance(classes, int):
@@ -312,7 +312,7 @@ def drive(
             assert job.work is not None
             if not finite[at]:
                 failed.add(job.index)
-                ended.append(fail(job, non_finite(job.index, job.asked, outputs["logits"][at])))
+                ended.append(fail(job, non_finite(job.asked, outputs["logits"][at])))
                 continue
             job.work.read(row, at, outputs)
             job.waiting -= 1
@@ -353,10 +353,10 @@ def rows_finite(x: Array) -> Array:
     return np.asarray(np.isfinite(x).reshape(len(x), -1).all(axis=-1))
 
 
-def non_finite(index: int, step: int, logits: Array) -> NonFinite:
+def non_finite(step: int, logits: Array) -> NonFinite:
     what = "gradient" if np.isfinite(logits).all() else "logits"
     return NonFinite(
-        f"image {index}: the model gave NaN or Inf in its {what} at request {step} of the method; "
+        f"the model gave NaN or Inf in its {what} at request {step} of the method; "
         "next: check the image and the model's weights, or use another objective"
     )
 

@@ -78,7 +78,8 @@ def test_rules_and_objectives_emit_exactly_the_allowed_operators() -> None:
     """Nothing else is emitted, and nothing is allowed that no sample emits and so no runtime was seen to run."""
     emitted = {node.op_type for node in gradient_model(SAMPLES_CLASSIFIER).graph.node}
     for sample in SAMPLES:
-        double = differentiate(sample.model(), wrt=[f"x{i}" for i in sample.wanted])  # masks have a form of their own
+        # masks have another form in float64
+        double = differentiate(sample.model(), wrt=[f"x{i}" for i in sample.wanted])
         for forward, *backward in (symbolic_gradient(sample).graph.node, double.graph.node):
             own = set() if forward.op_type == sample.op else {forward.op_type}
             emitted |= {node.op_type for node in backward} | own

@@ -15,12 +15,12 @@ from onnx_ir.passes import common as passes
 from onnxplain.adapters.gradient.differentiate import finish, make_way, named
 from onnxplain.adapters.gradient.expr import Emit, Expr, op
 from onnxplain.adapters.gradient.objective import value_and_cotangent
-from onnxplain.adapters.gradient.prepare import ModelLike, blaming, infer_shapes, prepare
+from onnxplain.adapters.gradient.prepare import ModelLike, blaming, files_of, infer_shapes, prepare
 from onnxplain.adapters.gradient.sweep import FLOATS, pull_back
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.requests import Kind
 from onnxplain.errors import InvalidModel, UsageError
-from onnxplain.models.preprocess import PreprocessSpec
+from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec
 
 BATCH = "N"
 
@@ -37,59 +37,94 @@ def gradient_model(
 
     Raises `InvalidModel`, `NotDifferentiable`, or `UsageError` for an `output` that the model does not have.
     """
-    ours = prepare(model)
+    ours, x, z = classifier(model, preprocess, output)
     graph = ours.graph
-    x = image_input(graph)
-    fix_input_size(ours, x, preprocess)
-    z_value = logits_output(graph, output)
-    emit = Emit(graph)
-    if preprocess is not None:
-        fold(preprocess, Expr(emit, x))
-        passes.TopologicalSortPass()(ours)
-    z = Expr(emit, z_value)
     batch, classes = z.shape
     for name in (TARGET, OBJECTIVE):
         make_way(graph, name)
     target = ir.Value(name=TARGET, shape=ir.Shape([batch, classes]), type=ir.TensorType(ir.DataType.FLOAT))
     kinds = ir.Value(name=OBJECTIVE, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.extend([target, kinds])
-    t = Expr(emit, target)
-    t = t if z.dtype == t.dtype else op("Cast", t, to=int(z_value.dtype or ir.DataType.DOUBLE))
+    t = Expr(z.emit, target)
+    t = t if z.dtype == t.dtype else op("Cast", t, to=int(z.value.dtype or ir.DataType.DOUBLE))
     with blaming(model):
-        value, cotangent = value_and_cotangent(z, t, Expr(emit, kinds))
-        gradients = pull_back(graph, emit, {z_value: cotangent}, [x])
-    if x not in gradients:
+        value, cotangent = value_and_cotangent(z, t, Expr(z.emit, kinds))
+        gradients = pull_back(graph, z.emit, {z.value: cotangent}, [x.value])
+    if x.value not in gradients:
         raise InvalidModel("the logits do not depend on the image through any derivative; next: name another output")
-    outputs = [named(z, "logits"), named(value, "value"), named(gradients[x], "gradient", x.shape)]
-    graph.outputs[:] = outputs
-    ours.metadata_props.update(
-        {
-            "onnxplain.gradient_model": "1",
-            "onnxplain.version": version("onnxplain"),
-            "onnxplain.source_sha256": source_sha256(model),
-            "onnxplain.space": "model" if preprocess is None else "pixel",
-            "onnxplain.head": "softmax",
-            "onnxplain.objectives": json.dumps({kind.name.lower(): int(kind) for kind in Kind}),
-        }
-    )
-    if preprocess is not None:
-        ours.metadata_props["onnxplain.preprocess"] = json.dumps(preprocess.to_dict())
+    graph.outputs[:] = [
+        named(z, "logits"),
+        named(value, "value"),
+        named(gradients[x.value], "gradient", x.value.shape),
+    ]
+    ours.metadata_props[GRADIENT_MODEL_KEY] = "1"
+    ours.metadata_props["onnxplain.objectives"] = json.dumps({kind.name.lower(): int(kind) for kind in Kind})
     with blaming(model):
         return finish(ours)
 
 
+def logits_model(
+    model: ModelLike, *, preprocess: PreprocessSpec | None = None, output: str | None = None
+) -> onnx.ModelProto:
+    """The classifier as its gradient model has it, forward only: the same input in, `logits` out.
+
+    It needs no gradient rules, so a classifier that cannot be differentiated has one too. Raises `InvalidModel`, or
+    `UsageError` for an `output` that the model does not have.
+    """
+    ours, _, z = classifier(model, preprocess, output)
+    ours.graph.outputs[:] = [named(z, "logits")]
+    with blaming(model):
+        return finish(ours)
+
+
+def forward_model(gradient: onnx.ModelProto) -> onnx.ModelProto:
+    """The forward half of a gradient model: image in, logits out. (Runtimes do not skip what is not fetched.)"""
+    ours = ir.from_proto(gradient)
+    graph = ours.graph
+    graph.outputs[:] = [v for v in graph.outputs if v.name == "logits"]
+    graph.inputs[:] = [v for v in graph.inputs if v.name not in (TARGET, OBJECTIVE)]
+    passes.RemoveUnusedNodesPass()(ours)
+    return ir.to_proto(ours)
+
+
+def classifier(model: ModelLike, preprocess: PreprocessSpec | None, output: str | None) -> tuple[ir.Model, Expr, Expr]:
+    """The model with its preprocessing folded in and described in its metadata; its image and its logits."""
+    ours = prepare(model)
+    x = image_input(ours.graph)
+    fix_input_size(ours, x, preprocess)
+    z = logits_output(ours.graph, output)
+    emit = Emit(ours.graph)
+    ours.metadata_props.update(
+        {
+            "onnxplain.version": version("onnxplain"),
+            "onnxplain.source_sha256": source_sha256(model),
+            "onnxplain.space": "model" if preprocess is None else "pixel",
+            "onnxplain.head": "softmax",
+        }
+    )
+    if preprocess is not None:
+        ours.metadata_props[PREPROCESS_KEY] = json.dumps(preprocess.to_dict())
+        fold(preprocess, Expr(emit, x))
+        passes.TopologicalSortPass()(ours)
+    return ours, Expr(emit, x), Expr(emit, z)
+
+
 def source_sha256(model: ModelLike) -> str:
-    """The SHA-256 of the model's file, or of a model in memory as it would be written."""
+    """The SHA-256 of the model's file (with those of its weights), or of a model in memory as it would be written."""
     if isinstance(model, str | os.PathLike):
-        with open(model, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for path in files_of(model):
+            with open(path, "rb") as file:
+                while chunk := file.read(2**20):
+                    digest.update(chunk)
+        return digest.hexdigest()
     proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
 
 
 def image_input(graph: ir.Graph) -> ir.Value:
     """The one image that goes in: a float tensor (N, C, H, W)."""
-    described = ", ".join(f"{v.name} {v.dtype}{list(v.shape) if v.shape is not None else ''}" for v in graph.inputs)
+    described = ", ".join(map(shown, graph.inputs))
     if len(graph.inputs) != 1:
         raise InvalidModel(f"expected one image input, got {len(graph.inputs)} inputs: {described}")
     (x,) = graph.inputs
@@ -100,6 +135,12 @@ def image_input(graph: ir.Graph) -> ir.Value:
     return x
 
 
+def shown(value: ir.Value) -> str:
+    """A value as messages have it: name, dtype and shape."""
+    shape = "" if value.shape is None else f"[{', '.join(str(d) for d in value.shape)}]"
+    return f"{value.name} {str(value.dtype).lower()}{shape}"
+
+
 def fix_input_size(model: ir.Model, x: ir.Value, preprocess: PreprocessSpec | None) -> None:
     """Make the batch the only symbolic dimension: the preprocessing tells H and W where the model leaves them open."""
     assert x.shape is not None
@@ -108,8 +149,8 @@ def fix_input_size(model: ir.Model, x: ir.Value, preprocess: PreprocessSpec | No
         expected = (3, *preprocess.output_size)
         if len(dims) != 4 or any(d not in (None, e) for d, e in zip(dims[1:], expected, strict=True)):
             raise UsageError(
-                f"the preprocessing gives images of shape {expected}, but the model's input {x.name} "
-                f"is {[str(d) for d in x.shape]}; next: give the preprocessing that belongs to this model"
+                f"the preprocessing gives images of shape {expected}, but the model's input is {shown(x)}; "
+                "next: give the preprocessing that belongs to this model"
             )
         dims[1:] = expected
     if any(d is None for d in dims[1:]):
@@ -130,13 +171,13 @@ def fix_input_size(model: ir.Model, x: ir.Value, preprocess: PreprocessSpec | No
 def logits_output(graph: ir.Graph, name: str | None) -> ir.Value:
     """The logits: the float output (N, K), or what goes into the softmax behind it."""
     floats = [v for v in graph.outputs if v.dtype in FLOATS]
-    described = ", ".join(f"{v.name} {v.dtype}{list(v.shape) if v.shape is not None else ''}" for v in graph.outputs)
+    described = ", ".join(map(shown, graph.outputs))
     if name is not None:
         floats = [v for v in floats if v.name == name]
         if not floats:
             raise UsageError(f"output {name!r}: the model has no float output of that name; it has {described}")
     if len(floats) != 1:
-        hint = "next: name the logits with output=" if floats else "next: give a classifier"
+        hint = "next: name the logits (output=, or --output-name)" if floats else "next: give a classifier"
         raise InvalidModel(f"expected one float output (the logits), got {described}; {hint}")
     (z,) = floats
     node = z.producer()
@@ -159,13 +200,3 @@ def fold(preprocess: PreprocessSpec, x: Expr) -> None:
         normalised = op("Concat", blue, green, red, axis=1)
     for node, index in consumers:
         node.replace_input_with(index, normalised.value)
-
-
-def forward_model(gradient: onnx.ModelProto) -> onnx.ModelProto:
-    """The forward half of a gradient model: image in, logits out. (Runtimes do not skip what is not fetched.)"""
-    ours = ir.from_proto(gradient)
-    graph = ours.graph
-    graph.outputs[:] = [v for v in graph.outputs if v.name == "logits"]
-    graph.inputs[:] = [v for v in graph.inputs if v.name not in (TARGET, OBJECTIVE)]
-    passes.RemoveUnusedNodesPass()(ours)
-    return ir.to_proto(ours)

@@ -35,10 +35,16 @@ class Emit:
         self.opset = graph.opset_imports[""]
         self._constants: dict[tuple[Any, ...], Expr] = {}
         self._count = 0
+        self._taken = {value.name for node in graph for value in node.outputs} | {node.name for node in graph}
+        self._taken |= {value.name for value in (*graph.inputs, *graph.initializers.values())}
 
     def name(self, stem: str) -> str:
-        self._count += 1
-        return f"{PREFIX}{stem}_{self._count}"
+        """A new name. (The model may be one that we made.)"""
+        while True:
+            self._count += 1
+            name = f"{PREFIX}{stem}_{self._count}"
+            if name not in self._taken:
+                return name
 
     def constant(self, array: Array) -> Expr:
         """A constant as an initializer; small ones are shared by value.

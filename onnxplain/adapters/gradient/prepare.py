@@ -49,6 +49,12 @@ def read(model: ModelLike) -> ir.Model:
     return load_weights(loaded, f"{path}: ")
 
 
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The model's file and those that its weights lie in."""
+    weights = {str(tensor.location) for tensor in external_tensors(ir.load(path))}
+    return [Path(path), *(Path(path).parent / name for name in sorted(weights))]
+
+
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     """The tensors that lie in files beside the model: of initializers and of nodes' attributes."""
     weights = [value.const_value for value in model.graph.initializers.values()]
@@ -106,11 +112,19 @@ def normalise(model: ir.Model) -> ir.Model:
             "next: upgrade onnx, or export at an older opset"
         )
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.IdentityEliminationPass()(model)
+    resolve_identities(model.graph)
     passes.TopologicalSortPass()(model)
     passes.NameFixPass()(model)
     name_dimensions(model)
     return infer_shapes(model)
+
+
+def resolve_identities(graph: ir.Graph) -> None:
+    """Let whoever reads a weight through Identity read the weight: exporters share weights like that."""
+    for node in graph:
+        x, y = (*node.inputs, None)[0], node.outputs[0]
+        if node.op_type == "Identity" and x is not None and x.is_initializer() and not y.is_graph_output():
+            y.replace_all_uses_with(x)
 
 
 def name_dimensions(model: ir.Model) -> None:

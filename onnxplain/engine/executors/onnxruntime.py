@@ -38,6 +38,7 @@ class OnnxRuntimeExecutor:
             self._session: Any = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's exceptions share no base class but Exception
             raise BackendFailed(f"onnxruntime refused the model: {first_line(error)}") from error
+        self.version: str = ort.__version__
         self.inputs: Mapping[str, TensorSpec] = specs(self._session.get_inputs())
         self.outputs: Mapping[str, TensorSpec] = specs(self._session.get_outputs())
 
