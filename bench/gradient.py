@@ -26,26 +26,24 @@ import onnx
 
 from onnxplain.adapters.gradient.classifier import forward_model, gradient_model
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
-from onnxplain.engine.executors.reference import specs
 
 Call = Callable[[], object]
 
 
-def onnx_calls(path: Path, batch: int, threads: int, only: str | None = None) -> dict[str, Call]:
-    """One forward call and one gradient call of the classifier at `path`, or one of them."""
-    model = gradient_model(path)
-    models = {"forward": forward_model(model), "gradient": model}
-    ((name, spec),) = specs(v for v in models["forward"].graph.input).items()
-    x = np.random.default_rng(0).standard_normal((batch, *spec.shape[1:])).astype(np.float32)
-    classes = specs(model.graph.output)["logits"].shape[1]
-    target = np.eye(classes, dtype=np.float32)[np.arange(batch)]
-    feeds = {name: x, "onnxplain_target": target, "onnxplain_objective": np.zeros(batch, np.int64)}
-
-    def call(role: str) -> Call:
-        executor = OnnxRuntimeExecutor(models[role], threads=threads)
-        return lambda: executor({key: feeds[key] for key in executor.inputs})
-
-    return {role: call(role) for role in models if only in (None, role)}
+def onnx_call(path: Path, batch: int, threads: int) -> Call:
+    """One call of a model file, forward or gradient, on random images."""
+    executor = OnnxRuntimeExecutor(path.read_bytes(), threads=threads)
+    rng = np.random.default_rng(0)
+    shapes = {name: (batch, *spec.shape[1:]) for name, spec in executor.inputs.items()}
+    feeds = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        if len(shape) == 4
+        else np.zeros(shape, executor.inputs[name].dtype)
+        for name, shape in shapes.items()
+    }
+    if "onnxplain_target" in feeds:
+        feeds["onnxplain_target"][:, 0] = 1
+    return lambda: executor(feeds)
 
 
 def torch_calls(net_name: str, batch: int, threads: int) -> dict[str, Call]:
@@ -97,6 +95,20 @@ def resident(peak: bool) -> float:
     return int(line.split()[1]) / 1024
 
 
+def write(model: Path | None, net: str, halves: dict[str, Path]) -> None:
+    """Write both halves of the classifier: that of the given file, or of a network of ours."""
+    if model is None:
+        from nets import NETS, export
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter announces its successor
+            gradient = gradient_model(export(NETS[net]()))
+    else:
+        gradient = gradient_model(model)
+    onnx.save(gradient, halves["gradient"])
+    onnx.save(forward_model(gradient), halves["forward"])
+
+
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True), required=False)
 @click.option("--net", default="resnet50", show_default=True, help="Network to compare with PyTorch, without MODEL.")
@@ -105,26 +117,25 @@ def resident(peak: bool) -> float:
 @click.option("--threads", default=2, show_default=True)
 @click.option("--only", hidden=True, help="Make three calls of this kind and print the peak memory in MiB.")
 def main(model: Path | None, net: str, batch: int, repeat: int, threads: int, only: str | None) -> None:
+    if only:
+        before = resident(peak=False)
+        call = torch_calls(net, batch, threads)[only] if model is None else onnx_call(model, batch, threads)
+        for _ in range(3):
+            call()
+        click.echo(resident(peak=True) - before)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        path = model or Path(folder, f"{net}.onnx")
+        halves = {role: Path(folder, f"{role}.onnx") for role in ("forward", "gradient")}
+        write(model, net, halves)
+        calls = {role: onnx_call(path, batch, threads) for role, path in halves.items()}
         if model is None:
-            from nets import NETS, export
-
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the exporter announces its successor
-                onnx.save(export(NETS[net]()), path)
-        if only:
-            before = resident(peak=False)
-            of_torch = only.startswith("torch")
-            call = (torch_calls(net, batch, threads) if of_torch else onnx_calls(path, batch, threads, only))[only]
-            for _ in range(3):
-                call()
-            click.echo(resident(peak=True) - before)
-            return
-        calls = onnx_calls(path, batch, threads) | (torch_calls(net, batch, threads) if model is None else {})
+            calls |= torch_calls(net, batch, threads)
         seconds = rounds(calls, repeat)
-        common = [str(path), f"--net={net}", f"--batch={batch}", f"--threads={threads}"]
-        peak = {name: peak_mib([*common, f"--only={name}"]) for name in calls}
+        common = [f"--net={net}", f"--batch={batch}", f"--threads={threads}"]
+        peak = {
+            name: peak_mib([*([str(halves[name])] if name in halves else []), *common, f"--only={name}"])
+            for name in calls
+        }
     result = {
         "model": str(model or net), "batch": batch, "threads": threads, "repeat": repeat,
         "median_seconds": {name: median(s) for name, s in seconds.items()},
