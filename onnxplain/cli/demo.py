@@ -66,7 +66,7 @@ def command(output: Path, batch_size: int, threads: int, overwrite: bool) -> int
     from onnxplain.files import explain_photos, plan_results, score_heatmaps, summary, writable_folder
     from onnxplain.models.demo import demo_model, demo_photo
 
-    methods: list[Method] = [ISA(), CrediblePath(baseline_objective=Kind.LOGIT_L2), IntegratedGradients()]
+    methods: list[Method] = [ISA(), CrediblePath(baseline_objective=Kind.LOGIT_L2), IntegratedGradients(steps=200)]
     metrics = [InsertionDeletion(Protocol.named(name, STEP)) for name in PROTOCOLS]
     photo, model, curves = output / demo_photo().name, output / "efficientnet_lite0.onnx", output / "curves.png"
     results = list(plan_results([photo], [method.id for method in methods], output, overwrite=overwrite).values())

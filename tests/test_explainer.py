@@ -1,0 +1,185 @@
+"""The public way in: `open`, and what an `Explainer` promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import tiny
+
+import onnxplain as ox
+from onnxplain.adapters.gradient.classifier import gradient_model
+from onnxplain.engine.methods import METHODS, CrediblePath, IntegratedGradients, Method, Saliency
+from onnxplain.engine.requests import Kind
+from onnxplain.errors import FeedMismatch, InvalidModel, NonFinite, NotDifferentiable, UsageError
+from onnxplain.models.preprocess import PreprocessSpec, normalise
+
+SPEC = PreprocessSpec.from_dict(tiny.SPEC)
+X = np.random.default_rng(0).random((7, 3, 8, 8), np.float32)
+
+# one of each, small: with loops that depend on the data, and with random numbers
+SMALL: list[Method] = [
+    ox.methods.ISA(k=50, t1=2, t2=3),
+    CrediblePath(kernels=(3, 5), steps=10, max_iter=4),
+    IntegratedGradients(steps=5),
+    Saliency(),
+]
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    with ox.open(tiny.classifier(), preprocess=SPEC) as opened:
+        yield opened
+
+
+def test_every_method_is_tried_here() -> None:
+    assert {method.id for method in SMALL} == set(METHODS)
+
+
+@pytest.mark.parametrize("method", SMALL, ids=lambda method: method.id)
+def test_an_image_gives_the_same_attribution_alone_and_in_any_company(explainer, method: Method) -> None:
+    """Bit for bit, through ONNX Runtime: whatever the batch size, the order and the other images."""
+    alone = [explainer.explain(x[None], method)[0].attribution for x in X]
+    for batch_size, order in ((1, [0, 1, 2]), (2, [3, 2, 1, 0]), (5, [6, 0, 5, 1, 4, 2, 3])):
+        with ox.open(tiny.classifier(), preprocess=SPEC, batch_size=batch_size) as other:
+            together = other.explain(X[order], method)
+        for i, explanation in zip(order, together, strict=True):
+            np.testing.assert_array_equal(explanation.attribution, alone[i])
+
+
+def test_another_seed_draws_other_points(explainer) -> None:
+    method = CrediblePath(kernels=(3,), steps=4, max_iter=2, validity=None)
+    first, again, other = (explainer.explain(X[:1], method, seed=seed)[0].attribution for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_what_a_model_is_given_as_makes_no_difference(tmp_path: Path) -> None:
+    """A path with its sidecar, a ModelProto, an onnx-ir model, and the gradient model of each."""
+    model = tiny.classifier()
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    (tmp_path / "m.preprocessor_config.json").write_text(json.dumps(tiny.SPEC))
+    made = gradient_model(model, preprocess=SPEC)
+    onnx.save(made, tmp_path / "g.onnx")
+    results = []
+    for given, options in (
+        (path, {}),
+        (str(path), {"preprocess": tmp_path / "m.preprocessor_config.json"}),
+        (model, {"preprocess": SPEC}),
+        (ir.from_proto(model), {"preprocess": SPEC}),
+        (made, {}),
+        (tmp_path / "g.onnx", {}),
+    ):
+        with ox.open(given, **options) as opened:
+            results.append((opened.logits(X), opened.gradients(X).gradient))
+    for logits, gradient in results[1:]:
+        np.testing.assert_array_equal(logits, results[0][0])
+        np.testing.assert_array_equal(gradient, results[0][1])
+
+
+def test_pixel_space_and_model_space_differ_by_the_normalisation_alone(explainer) -> None:
+    """Logits agree; by the chain rule gradients differ by the scale, channels reversed (the model is BGR)."""
+    with ox.open(tiny.classifier(), preprocess=None) as raw:
+        there = raw.gradients(normalise(X, SPEC), target=2)
+        assert raw.provenance["space"] == "model"
+    here = explainer.gradients(X, target=2)
+    np.testing.assert_allclose(here.logits, there.logits, rtol=1e-5, atol=1e-5)
+    scale = np.asarray(SPEC.space().scale, np.float32)
+    np.testing.assert_allclose(here.gradient, there.gradient[:, ::-1] / scale, rtol=1e-4, atol=1e-6)
+
+
+def test_targets_come_in_every_form(explainer) -> None:
+    """None is the predicted class; weights that are one-hot are a class."""
+    predicted = explainer.logits(X).argmax(axis=1)
+    by_none, by_list = explainer.gradients(X), explainer.gradients(X, target=list(predicted))
+    by_rows = explainer.gradients(X, target=np.eye(5, dtype=np.float32)[predicted])
+    np.testing.assert_array_equal(by_none.gradient, by_list.gradient)
+    np.testing.assert_array_equal(by_none.gradient, by_rows.gradient)
+    np.testing.assert_allclose(by_none.value, explainer.logits(X).max(axis=1), rtol=1e-6)
+    one = explainer.explain(X[:1], Saliency(), target=np.array([[1, -1, 0, 0, 0]], np.float32))[0]
+    margin = explainer.gradients(X[:1], target=0).gradient - explainer.gradients(X[:1], target=1).gradient
+    np.testing.assert_allclose(one.attribution, np.abs(margin[0]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Kind.PROB, "logprob", "ce"])
+def test_an_objective_goes_by_its_kind_or_its_name(explainer, kind) -> None:
+    """ce = -log p, and p' = p (log p)'."""
+    p = np.exp(explainer.gradients(X, target=1, objective="logprob").value)
+    log = explainer.gradients(X, target=1, objective="logprob").gradient
+    factor = {Kind.PROB: p, "logprob": np.ones(7), "ce": -np.ones(7)}[kind].reshape(-1, 1, 1, 1)
+    found = explainer.gradients(X, target=1, objective=kind).gradient
+    np.testing.assert_allclose(found, factor * log, rtol=1e-4, atol=1e-6)
+
+
+def test_stream_reads_images_lazily_and_names_the_bad_one(explainer) -> None:
+    """Only as many images are read as fill a batch; a NaN ends its own image, and its error says which."""
+    read = []
+
+    def images():
+        for i in range(100):
+            read.append(i)
+            yield np.full((3, 8, 8), np.nan, np.float32) if i == 1 else X[i % 7]
+
+    outcomes = explainer.stream(images(), Saliency())
+    first = [next(outcomes) for _ in range(5)]
+    assert len(read) < 50
+    (bad,) = [outcome for outcome in first if outcome.error is not None]
+    assert isinstance(bad.error, NonFinite)
+    assert str(bad.error).startswith("image 1: the model gave NaN or Inf in its logits")
+    outcomes.close()
+    with pytest.raises(NonFinite, match="image 2"):
+        explainer.explain(np.stack([X[0], X[1], np.full_like(X[0], np.inf)]), Saliency())
+
+
+def test_a_batch_fixed_at_one_is_run_row_by_row() -> None:
+    model = tiny.classifier()
+    fixed = tiny.classifier()
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    with ox.open(model, preprocess=SPEC) as free, ox.open(fixed, preprocess=SPEC) as one:
+        np.testing.assert_array_equal(free.gradients(X).gradient, one.gradients(X).gradient)
+        assert one.usage.calls["gradient"] == len(X)
+
+
+def test_scoring_needs_no_gradient_rules() -> None:
+    """A classifier with a gap is refused, with all gaps, unless it is opened forward only."""
+    model = tiny.classifier()
+    model.graph.node[1].op_type = "Mish"
+    with pytest.raises(NotDifferentiable, match="Mish"):
+        ox.open(model, preprocess=SPEC)
+    with ox.open(model, preprocess=SPEC, gradient=False) as forward:
+        assert forward.logits(X).shape == (7, 5)
+        with pytest.raises(UsageError, match="forward only"):
+            forward.gradients(X)
+
+
+def test_a_range_makes_pixel_units_of_a_model_without_preprocessing() -> None:
+    with ox.open(tiny.classifier(), preprocess=None) as unknown, pytest.raises(UsageError, match="range"):
+        unknown.explain(X, ox.methods.ISA(k=50))
+    with ox.open(tiny.classifier(), preprocess=None, range=(0, 255)) as known:
+        assert known.explain(255 * X[:1], ox.methods.ISA(k=50, t1=1, t2=1))[0].attribution.any()
+    with pytest.raises(UsageError, match="leave range out"):
+        ox.open(tiny.classifier(), preprocess=SPEC, range=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda e: e.logits(X[0]), FeedMismatch, "expected floats of shape"),
+        (lambda e: e.logits((255 * X).astype(np.uint8)), FeedMismatch, "uint8"),
+        (lambda e: e.gradients(X, target=5), UsageError, "target 5 is out of range: the model has 5 classes"),
+        (lambda e: e.gradients(X, target=[1, 2]), UsageError, "expected one for each of 7 images, got 2"),
+        (lambda e: e.gradients(X, objective="loss"), UsageError, "objective 'loss' is unknown"),
+        (lambda e: ox.open(tiny.classifier(), on="cuda"), UsageError, "'cpu' only"),
+        (lambda e: ox.open(tiny.classifier()), UsageError, "no preprocessing found"),
+        (lambda e: ox.open(tiny.classifier(inputs=2), preprocess=None), InvalidModel, "expected one image input"),
+    ],
+)
+def test_mistakes_are_told(explainer, call, error, words) -> None:
+    with pytest.raises(error, match=words):
+        call(explainer)
