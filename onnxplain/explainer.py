@@ -20,9 +20,10 @@ from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import Method, to_dict
+from onnxplain.engine.methods.baselines import channel_axis
 from onnxplain.engine.requests import Array, Gradients, Kind, Logits, Objective, Points, Program
 from onnxplain.engine.space import Space
-from onnxplain.errors import FeedMismatch, NonFinite, UsageError
+from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError
 from onnxplain.models.labels import labels_for
 from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find
 
@@ -94,10 +95,13 @@ class Explainer:
         self.threads = threads
         self._halves = model
         self._opened: list[OnnxRuntimeExecutor] = []
+        self._closed = False
         self._logits = self._start(model.logits)
         self.forward = Model(self._logits, batch_size=batch_size)
 
     def _start(self, model: ModelProto) -> OnnxRuntimeExecutor:
+        if self._closed:
+            raise ExecutionError("this explainer is closed; next: open the model again")
         executor = OnnxRuntimeExecutor(model, threads=self.threads)
         self._opened.append(executor)
         return executor
@@ -110,6 +114,8 @@ class Explainer:
         return Model(self._logits, self._start(self._halves.gradient), batch_size=self.batch_size)
 
     def close(self) -> None:
+        """Free the runtime's sessions. Idempotent; nothing runs afterwards."""
+        self._closed = True
         for executor in self._opened:
             executor.close()
 
@@ -128,7 +134,7 @@ class Explainer:
             answer: Array = yield Logits(self._fit(x))
             return answer
 
-        return run(program(), self.forward)
+        return run(program(), self.forward, usage=self.usage)
 
     def gradients(self, x: Array, target: Target = None, objective: str | Kind = "logit") -> Gradients:
         """Logits (N, K), values (N) and input gradients (as `x`) at images `x` (N, ...).
@@ -145,6 +151,8 @@ class Explainer:
             return answer
 
         rows = self._fit(x)
+        if not len(rows):
+            raise UsageError("gradients: expected at least one image, got none")
         programs = [program(row, t) for row, t in zip(rows, each_target(target, len(rows)), strict=True)]
         outcomes = sorted(drive(programs, self.model, usage=self.usage), key=lambda outcome: outcome.index)
         parts = [outcome.unwrap() for outcome in outcomes]
@@ -206,6 +214,7 @@ class Explainer:
             params=to_dict(method),
             diagnostics=attribution.diagnostics,
             provenance=self.provenance | {"seed": seed},
+            channel_axis=channel_axis(x, self.space) or 0,
         )
 
     @cached_property
@@ -248,14 +257,15 @@ def as_kind(objective: str | Kind) -> Kind:
 
 def each_target(target: Target, count: int | None) -> Iterable[int | Array | None]:
     """The target of each image in turn."""
-    if target is None or isinstance(target, int | np.integer):
-        one = None if target is None else int(target)
+    given = np.asarray(target)
+    if target is None or (given.ndim == 0 and given.dtype.kind in "iu"):
+        one = None if target is None else int(given)
         return itertools.repeat(one) if count is None else [one] * count
-    if count is not None and len(target) != count:
-        raise UsageError(f"target: expected one for each of {count} images, got {len(target)}")
-    if isinstance(target, np.ndarray) and target.ndim == 2:
-        return list(target)
-    return [int(t) for t in target]
+    if not (given.ndim == 1 and given.dtype.kind in "iu") and not (given.ndim == 2 and given.dtype.kind in "iuf"):
+        raise UsageError(f"target: expected None, a class, one class for each image, or weights (N, K), got {target!r}")
+    if count is not None and len(given) != count:
+        raise UsageError(f"target: expected one for each of {count} images, got {len(given)}")
+    return list(given) if given.ndim == 2 else given.tolist()
 
 
 def generator(seed: int, x: Array, method: Method) -> np.random.Generator:

@@ -15,7 +15,7 @@ import onnxplain as ox
 from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.engine.methods import METHODS, CrediblePath, IntegratedGradients, Method, Saliency
 from onnxplain.engine.requests import Kind
-from onnxplain.errors import FeedMismatch, InvalidModel, NonFinite, NotDifferentiable, UsageError
+from onnxplain.errors import ExecutionError, FeedMismatch, InvalidModel, NonFinite, NotDifferentiable, UsageError
 from onnxplain.models.preprocess import PreprocessSpec, normalise
 
 SPEC = PreprocessSpec.from_dict(tiny.SPEC)
@@ -174,6 +174,9 @@ def test_a_range_makes_pixel_units_of_a_model_without_preprocessing() -> None:
         (lambda e: e.logits((255 * X).astype(np.uint8)), FeedMismatch, "uint8"),
         (lambda e: e.gradients(X, target=5), UsageError, "target 5 is out of range: the model has 5 classes"),
         (lambda e: e.gradients(X, target=[1, 2]), UsageError, "expected one for each of 7 images, got 2"),
+        (lambda e: e.gradients(X[:1], target=[1.9]), UsageError, "expected None, a class"),
+        (lambda e: e.gradients(X[:1], target=True), UsageError, "expected None, a class"),
+        (lambda e: e.gradients(X[:0]), UsageError, "at least one image"),
         (lambda e: e.gradients(X, objective="loss"), UsageError, "objective 'loss' is unknown"),
         (lambda e: ox.open(tiny.classifier(), on="cuda"), UsageError, "'cpu' only"),
         (lambda e: ox.open(tiny.classifier()), UsageError, "no preprocessing found"),
@@ -183,3 +186,27 @@ def test_a_range_makes_pixel_units_of_a_model_without_preprocessing() -> None:
 def test_mistakes_are_told(explainer, call, error, words) -> None:
     with pytest.raises(error, match=words):
         call(explainer)
+
+
+def test_nothing_runs_after_closing() -> None:
+    opened = ox.open(tiny.classifier(), preprocess=SPEC)
+    assert opened.logits(X).shape == (7, 5)
+    assert opened.usage.rows["logits"] == 7
+    opened.close()
+    opened.close()
+    for call in (opened.logits, opened.gradients):
+        with pytest.raises(ExecutionError, match="closed"):
+            call(X)
+
+
+def test_channels_last_models_say_where_their_channels_are() -> None:
+    """(N, H, W, C) without preprocessing: the attribution has that layout, its heatmap is (H, W)."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]> last (float[N, 8, 9, 3] x) => (float[N, 4] z)
+        { t = Transpose<perm = [0, 3, 1, 2]>(x) p = GlobalAveragePool(t) f = Flatten(p)
+          w = Constant<value = float[3, 4] {1,2,3,4,-5,6,7,8,9,-1,2,3}>() z = MatMul(f, w) }"""
+    )
+    with ox.open(model, preprocess=None) as opened:
+        (explanation,) = opened.explain(np.ones((1, 8, 9, 3), np.float32), Saliency())
+    assert explanation.attribution.shape == (8, 9, 3)
+    assert explanation.heatmap().shape == (8, 9)

@@ -361,7 +361,7 @@ def non_finite(step: int, logits: Array) -> NonFinite:
     )
 
 
-def run(program: Program[Result], model: Model) -> Result:
+def run(program: Program[Result], model: Model, *, usage: Usage | None = None) -> Result:
     """Run one program alone and return its result."""
-    (outcome,) = drive([program], model)
+    (outcome,) = drive([program], model, usage=usage)
     return outcome.unwrap()

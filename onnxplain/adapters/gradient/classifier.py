@@ -128,8 +128,8 @@ def image_input(graph: ir.Graph) -> ir.Value:
     if len(graph.inputs) != 1:
         raise InvalidModel(f"expected one image input, got {len(graph.inputs)} inputs: {described}")
     (x,) = graph.inputs
-    if x.name in (TARGET, OBJECTIVE):
-        raise InvalidModel(f"the image input is called {x.name}, a name that we need; next: rename it")
+    if x.name in (TARGET, OBJECTIVE, "logits", "value", "gradient"):
+        raise InvalidModel(f"the image input is called {x.name}, a name that a gradient model needs; next: rename it")
     if x.dtype not in FLOATS or x.shape is None or len(x.shape) < 2:
         raise InvalidModel(f"expected a float image input of shape (N, C, H, W), got {described}")
     return x
@@ -169,7 +169,7 @@ def fix_input_size(model: ir.Model, x: ir.Value, preprocess: PreprocessSpec | No
 
 
 def logits_output(graph: ir.Graph, name: str | None) -> ir.Value:
-    """The logits: the float output (N, K), or what goes into the softmax behind it."""
+    """The logits: the float output (N, K), or what goes into the softmax that it is."""
     floats = [v for v in graph.outputs if v.dtype in FLOATS]
     described = ", ".join(map(shown, graph.outputs))
     if name is not None:
@@ -179,14 +179,37 @@ def logits_output(graph: ir.Graph, name: str | None) -> ir.Value:
     if len(floats) != 1:
         hint = "next: name the logits (output=, or --output-name)" if floats else "next: give a classifier"
         raise InvalidModel(f"expected one float output (the logits), got {described}; {hint}")
-    (z,) = floats
-    node = z.producer()
-    if node is not None and node.op_type in ("Softmax", "LogSoftmax"):
-        assert node.inputs[0] is not None
-        z = node.inputs[0]
+    z, last = before_activation(floats[0])
+    if last == "Sigmoid":
+        raise InvalidModel(
+            f"output {floats[0].name} is a Sigmoid: classes that do not exclude each other are not supported yet; "
+            "next: export the model without it, if softmax is meant"
+        )
     if z.shape is None or len(z.shape) != 2 or not isinstance(z.shape[1], int):
-        raise InvalidModel(f"expected logits of shape (N, K) with a fixed K, got {described}")
+        raise InvalidModel(f"expected logits of shape (N, K) with a fixed K, got {shown(z)}")
+    if z.shape[1] < 2:
+        raise InvalidModel(f"expected logits of at least two classes, got {shown(z)}: one output is not supported yet")
     return z
+
+
+def before_activation(output: ir.Value) -> tuple[ir.Value, str | None]:
+    """What goes into the activation that a classifier ends in, and its name: Softmax, LogSoftmax, Sigmoid or None.
+
+    Operators that only move elements may stand behind it.
+    """
+    value = output
+    while (node := value.producer()) is not None and not node.domain and node.inputs[0] is not None:
+        if node.op_type in ("Softmax", "LogSoftmax"):
+            axis = node.attributes["axis"].value if "axis" in node.attributes else -1
+            rank = len(value.shape) if value.shape is not None else 2
+            if axis not in (1, 1 - rank):
+                raise InvalidModel(f"{node.op_type} of axis {axis} at the end: expected one over the classes, axis 1")
+        if node.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
+            return node.inputs[0], node.op_type
+        if node.op_type not in ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Dropout"):
+            break
+        value = node.inputs[0]
+    return output, None
 
 
 def fold(preprocess: PreprocessSpec, x: Expr) -> None:

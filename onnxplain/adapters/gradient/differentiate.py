@@ -12,8 +12,8 @@ from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr
 from onnxplain.adapters.gradient.prepare import ModelLike, blaming, prepare
-from onnxplain.adapters.gradient.registry import DEFAULT, NO_GRADIENT, Rules
-from onnxplain.adapters.gradient.sweep import FLOATS, active_values, find, gaps, kind, pull_back
+from onnxplain.adapters.gradient.registry import DEFAULT, Rules
+from onnxplain.adapters.gradient.sweep import FLOATS, active_values, ends, find, gaps, kind, pull_back, reads
 from onnxplain.errors import Gap, InvalidModel, UsageError
 
 
@@ -117,9 +117,9 @@ def coverage(model: ModelLike) -> Coverage:
     wrt, of = pick("input", graph.inputs, None), pick("output", graph.outputs, None)
     active = active_values(graph, wrt, of)
     on_the_way = [node for node in graph if any(y in active for y in node.outputs)]
-    ends = [n for n in graph if n.op_type in NO_GRADIENT and any(x in active for x in n.inputs)]
+    last = [node for node in graph if ends(node) and any(x in active for x in reads(node))]
     return Coverage(
         rules=dict(Counter(kind(node) for node in on_the_way if find(node, DEFAULT) is not None)),
-        zero=dict(Counter(kind(node) for node in ends)),
+        zero=dict(Counter(kind(node) for node in last)),
         gaps=tuple(gaps(graph, active)),
     )

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from onnxplain.errors import InvalidModel
+from onnxplain.errors import InvalidModel, NotDifferentiable
 
 ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
 
@@ -24,10 +24,14 @@ def read(model: ModelLike) -> ir.Model:
     if isinstance(model, ir.Model):
         return model.clone()  # which still knows in which folder its weights lie
     if isinstance(model, onnx.ModelProto):
+        ours = onnx.ModelProto()
+        ours.CopyFrom(model)  # onnx-ir works on the tensors that it is given
         try:
-            return ir.from_proto(model)
+            read_proto = ir.from_proto(ours)
         except Exception as error:
-            raise InvalidModel(f"the model cannot be read: {error}") from error
+            raise InvalidModel(f"the model cannot be read: {one_line(error)}; next: run onnx.checker on it") from error
+        refuse_escapes(read_proto, Path(), "the model")
+        return read_proto
     path = Path(model)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -38,15 +42,21 @@ def read(model: ModelLike) -> ir.Model:
         raise InvalidModel(f"{path}: not a readable ONNX model ({one_line(error)}); next: export it again") from error
     if not len(loaded.graph.outputs) or not len(loaded.graph.inputs):
         raise InvalidModel(f"{path}: not an ONNX model with inputs and outputs; next: export it again")
-    for tensor in external_tensors(loaded):
+    refuse_escapes(loaded, path.parent, str(path))
+    return load_weights(loaded, f"{path}: ")
+
+
+def refuse_escapes(model: ir.Model, folder: Path, name: str) -> None:
+    """Raise if external data lies outside the model's folder: by its path, or behind a link."""
+    for tensor in external_tensors(model):
         location = str(tensor.location)
         parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
         absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
-        if absolute or ".." in parts or (path.parent / location).resolve().parent != path.parent.resolve():
+        if absolute or ".." in parts or (folder / location).resolve().parent != folder.resolve():
             raise InvalidModel(
-                f"{path}: external data at {location!r} lies outside the model's folder, which is refused"
+                f"{name}: external data at {location!r} lies outside the model's folder, which is refused; "
+                "next: put it beside the model"
             )
-    return load_weights(loaded, f"{path}: ")
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
@@ -74,10 +84,10 @@ def load_weights(model: ir.Model, where: str = "") -> ir.Model:
 
 @contextmanager
 def blaming(model: ModelLike) -> Iterator[None]:
-    """Turn ONNX's complaints about our graph into `InvalidModel`, if it has the same ones about the given model."""
+    """Turn complaints about our graph, or gaps, into `InvalidModel` if ONNX has complaints about the given model."""
     try:
         yield
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, NotDifferentiable):
         try:
             onnx.checker.check_model(ir.to_proto(read(model)), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -101,6 +111,7 @@ def prepare(model: ModelLike) -> ir.Model:
 
 def normalise(model: ir.Model) -> ir.Model:
     passes.RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version, 4)  # before that, every weight had to be an input
     passes.InlinePass()(model)
     version = model.graph.opset_imports.get("", 1)
     if version < OPSET:

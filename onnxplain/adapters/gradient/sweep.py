@@ -22,26 +22,70 @@ from onnxplain.errors import Gap, NotDifferentiable
 FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE}
 
 
-def active_values(graph: ir.Graph, wrt: Iterable[ir.Value], of: Iterable[ir.Value]) -> set[ir.Value]:
-    """The values that depend on `wrt` through derivatives, and that `of` depends on."""
+def active_values(
+    graph: ir.Graph, wrt: Iterable[ir.Value], of: Iterable[ir.Value], rules: Rules = DEFAULT
+) -> set[ir.Value]:
+    """The values that depend on `wrt` through derivatives, and that `of` depends on.
+
+    Whatever is not known to end a derivative carries it on, so that it shows up as a gap and is never dropped.
+    """
     forward = set(wrt)
     for node in graph:
-        if node.op_type not in NO_GRADIENT and any(x in forward for x in node.inputs):
-            forward.update(y for y in node.outputs if y.dtype in FLOATS)
+        if not ends(node) and any(x in forward for x in reads(node)):
+            forward.update(y for y in node.outputs if find(node, rules) is None or carries(y))
     needed = {y for y in of if y in forward}
     for node in reversed(graph):
         if any(y in needed for y in node.outputs):
-            needed.update(x for x in node.inputs if x is not None and x in forward)
+            needed.update(x for x in reads(node) if x in forward)
     return needed
 
 
+def ends(node: ir.Node) -> bool:
+    """Whether the derivative of a node is known to be zero, or not to exist."""
+    return not node.domain and node.op_type in NO_GRADIENT
+
+
+def carries(value: ir.Value) -> bool:
+    """Whether a derivative may pass a value: a float of any width, or something whose type nobody knows."""
+    return value.dtype is None or value.dtype.is_floating_point()
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
+    """The inputs of a node, and the values from outside that the graphs inside it read."""
+    values = [x for x in node.inputs if x is not None]
+    for inner in subgraphs(node):
+        values += [x for child in inner for x in reads(child)]
+        values += list(inner.outputs)
+    return values
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs in a node's attributes: branches and bodies."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.value)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found.extend(attribute.value)
+    return found
+
+
 def gaps(graph: ir.Graph, active: set[ir.Value], rules: Rules = DEFAULT) -> list[Gap]:
-    """The nodes on the way that have no rule."""
-    return [
-        Gap(kind(node), node.name or node.outputs[0].name or "?", "no gradient rule")
-        for node in graph
-        if any(y in active for y in node.outputs) and find(node, rules) is None
-    ]
+    """The nodes on the way that have no rule, or whose type no rule can work in."""
+    found = []
+    for node in graph:
+        on_the_way = [y for y in node.outputs if y in active]
+        odd = next((y for y in on_the_way if y.dtype not in FLOATS), None)
+        if on_the_way and find(node, rules) is None:
+            found.append(Gap(kind(node), label(node), "no gradient rule"))
+        elif odd is not None:
+            what = "of unknown type" if odd.dtype is None else str(odd.dtype).lower()
+            found.append(Gap(kind(node), label(node), f"its output is {what}, only float32 and float64 are covered"))
+    return found
+
+
+def label(node: ir.Node) -> str:
+    return node.name or node.outputs[0].name or "?"
 
 
 def kind(node: ir.Node) -> str:
@@ -59,7 +103,7 @@ def pull_back(
 
     Values that nothing depends on are missing from the answer. Raises `NotDifferentiable` with every gap there is.
     """
-    active = active_values(graph, wrt, cotangents)
+    active = active_values(graph, wrt, cotangents, rules)
     missing = gaps(graph, active, rules)
     if missing:
         raise NotDifferentiable(missing)
@@ -70,7 +114,7 @@ def pull_back(
         try:
             contributions = apply(node, entry, emit, sums, active)
         except UnsupportedCase as case:
-            missing.append(Gap(kind(node), node.name or node.outputs[0].name or "?", str(case)))
+            missing.append(Gap(kind(node), label(node), str(case)))
             continue
         for value, g in contributions:
             sums[value] = sums[value] + g if value in sums else g

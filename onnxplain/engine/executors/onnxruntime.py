@@ -12,8 +12,7 @@ import onnx
 from onnxplain.engine.executors.protocol import Array, TensorSpec, check_feeds
 from onnxplain.errors import BackendFailed, BackendMissing, ExecutionError
 
-DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
-          "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool"}  # fmt: skip
+DTYPES = {"float": "float32", "double": "float64", "string": "object"}  # where its names are not NumPy's
 
 
 class OnnxRuntimeExecutor:
@@ -65,8 +64,16 @@ class OnnxRuntimeExecutor:
 
 
 def specs(values: Any) -> dict[str, TensorSpec]:
-    """Tensor specs of a session's inputs or outputs."""
-    return {v.name: TensorSpec(np.dtype(DTYPES[v.type]), tuple(v.shape)) for v in values}
+    """Tensor specs of a session's inputs or outputs; what NumPy has no type for (a sequence, bfloat16) is an object."""
+
+    def dtype(kind: str) -> np.dtype[Any]:
+        name = kind.removeprefix("tensor(").removesuffix(")")
+        try:
+            return np.dtype(DTYPES.get(name, name))
+        except TypeError:
+            return np.dtype(object)
+
+    return {v.name: TensorSpec(dtype(v.type), tuple(v.shape)) for v in values}
 
 
 def first_line(error: BaseException) -> str:

@@ -289,3 +289,42 @@ def test_the_classifier_is_not_changed() -> None:
     before = proto.SerializeToString(deterministic=True)
     gradient_model(proto, preprocess=SPEC)
     assert proto.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(
+    "tail",
+    ["z = Softmax(h)", "p = Softmax(h) z = Identity(p)", "p = LogSoftmax<axis = 1>(h) z = Flatten(p)"],
+)
+def test_a_softmax_at_the_end_is_left_out_whatever_moves_its_elements(tail: str) -> None:
+    """The logits are what goes into it."""
+    head = onnx.parser.parse_model(f"{HEAD} (float[N, 4] z) {{ h = Flatten(x) {tail} }}")
+    plain = onnx.parser.parse_model(f"{HEAD} (float[N, 4] h) {{ h = Flatten(x) }}")
+    x = np.random.default_rng(0).normal(size=(2, 1, 2, 2)).astype(np.float32)
+    with OnnxRuntimeExecutor(forward_model(gradient_model(head))) as ours, OnnxRuntimeExecutor(plain) as theirs:
+        np.testing.assert_array_equal(ours({"x": x})["logits"], theirs({"x": x})["h"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "tail", "words"),
+    [
+        (4, "z = Sigmoid(h)", "is a Sigmoid"),
+        (4, "p = Sigmoid(h) z = Identity(p)", "is a Sigmoid"),
+        (4, "z = Softmax<axis = 0>(h)", "axis 0"),
+        (1, "o = Constant<value_ints = [1]>() z = ReduceSum(h, o)", "at least two classes"),
+    ],
+)
+def test_heads_that_are_not_supported_are_refused(shape: int, tail: str, words: str) -> None:
+    """Taken for logits they would give numbers that mean something else."""
+    with pytest.raises(InvalidModel, match=words):
+        gradient_model(onnx.parser.parse_model(f"{HEAD} (float[N, {shape}] z) {{ h = Flatten(x) {tail} }}"))
+
+
+@pytest.mark.parametrize("name", ["logits", "value", "gradient", "onnxplain_target"])
+def test_an_image_may_not_have_the_name_of_an_output(name: str) -> None:
+    with pytest.raises(InvalidModel, match="rename it"):
+        gradient_model(
+            onnx.parser.parse_model(f"{HEAD.replace(' x)', f' {name})')} (float[N, 4] z) {{ z = Flatten({name}) }}")
+        )
+
+
+HEAD = '<ir_version: 8, opset_import: ["" : 18]> head (float[N, 1, 2, 2] x) =>'

@@ -10,6 +10,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
+from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.adapters.gradient.differentiate import differentiate
 from onnxplain.adapters.gradient.prepare import OPSET, prepare
 from onnxplain.engine.executors.reference import ReferenceExecutor
@@ -94,6 +95,44 @@ def test_initializers_that_are_listed_as_inputs_are_constants() -> None:
     assert [v.name for v in out.graph.input] == ["x", "grad_y"]
     assert [v.name for v in out.graph.output] == ["y", "grad_x"]
     np.testing.assert_allclose(gradient(out), EXPECTED, rtol=0, atol=1e-14)
+
+
+def test_models_of_ir_version_3_are_raised_too() -> None:
+    """There every weight had to be an input; the version converter is given it as such no more."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 3, opset_import: ["" : 9]>
+        net (float[N, 3] x, float[3, 4] w) => (float[N, 4] y) <float[3, 4] w = {1,2,3,4,5,6,7,8,9,10,11,12}>
+        { h = MatMul(x, w) y = Relu(h) }"""
+    )
+    onnx.checker.check_model(proto, full_check=True)
+    out = differentiate(proto)
+    assert [v.name for v in out.graph.input] == ["x", "grad_y"]
+    assert out.opset_import[0].version == 18
+
+
+def test_the_given_model_is_never_changed() -> None:
+    """Not even by names that have to make way: onnx-ir works on the tensors that it is handed."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        net (float[N, 3] x) => (float[N, 3] y) <float[3] logits = {1,2,3}, float[3] grad_y = {1,2,3}>
+        { value = Mul(x, logits) gradient = Add(value, grad_y) y = Tanh(gradient) }"""
+    )
+    before = proto.SerializeToString(deterministic=True)
+    differentiate(proto)
+    gradient_model(proto)
+    assert proto.SerializeToString(deterministic=True) == before
+
+
+def test_external_data_of_a_model_in_memory_may_not_escape_either(tmp_path: Path) -> None:
+    """It is read from the current folder, and from nowhere else."""
+    onnx.save(net(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    proto = onnx.load(tmp_path / "net.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(tmp_path / "net.data")
+    with pytest.raises(InvalidModel, match="outside the model's folder"):
+        differentiate(proto)
 
 
 def test_local_functions_are_inlined() -> None:

@@ -295,3 +295,49 @@ def test_rows_that_may_have_been_broadcast_are_refused_and_not_guessed(dims: str
     proto = model(f"unknown (double[{a}, 3] a, double[{b}, 3] b) => (double[K, 3] y) {{ y = Mul(a, b) }}")
     with pytest.raises(NotDifferentiable, match="was broadcast is not known"):
         differentiate(proto)
+
+
+# Branches that must not be dropped: what is not known to end a derivative is a gap.
+BRANCHES = {
+    "an operator of another domain, of a type that nobody knows": (
+        '["" : 18, "com.example" : 1]',
+        "b = com.example.Gelu(a) y = Add(a, b)",
+        "com.example.Gelu",
+    ),
+    "a namesake of an operator without gradient": (
+        '["" : 18, "com.example" : 1]',
+        "b = com.example.Round(a) y = Add(a, b)",
+        "com.example.Round",
+    ),
+    "a detour through float16": (
+        '["" : 18]',
+        "h = Cast<to = 10>(a) s = Mul(h, h) b = Cast<to = 1>(s) y = Add(a, b)",
+        "Mul",
+    ),
+    "a quantised branch": (
+        '["" : 18]',
+        """one = Constant<value_float = 0.1>() zero = Constant<value = int8 {0}>()
+        q = QuantizeLinear(a, one, zero) b = DequantizeLinear(q, one, zero) y = Add(a, b)""",
+        "QuantizeLinear",
+    ),
+    "a branch that reads a value from outside": (
+        '["" : 18]',
+        """yes = Constant<value = bool {1}>()
+        b = If(yes) <then_branch = t () => (float[N, 3] s) { s = Mul(a, a) },
+                     else_branch = e () => (float[N, 3] r) { r = Neg(a) }> y = Add(a, b)""",
+        "If",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BRANCHES)
+def test_no_branch_is_dropped(what: str) -> None:
+    """A gradient without it would look exactly like a right one."""
+    opsets, body, op = BRANCHES[what]
+    proto = onnx.parser.parse_model(
+        f"<ir_version: 8, opset_import: {opsets}> g (float[N, 3] x) => (float[N, 3] y) {{ a = Tanh(x) {body} }}"
+    )
+    with pytest.raises(NotDifferentiable) as caught:
+        differentiate(proto)
+    assert op in {gap.op for gap in caught.value.gaps}
+    assert op in {gap.op for gap in coverage(proto).gaps}
