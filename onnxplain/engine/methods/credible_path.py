@@ -11,6 +11,9 @@ import numpy as np
 
 from onnxplain.engine.methods.baselines import blurred
 from onnxplain.engine.methods.method import (
+    MOST_ETA,
+    MOST_STEPS,
+    MOST_WALK,
     Array,
     require,
     require_one_of,
@@ -31,6 +34,10 @@ from onnxplain.engine.requests import (
 )
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
+
+MOST_KERNELS = 100
+WIDEST_KERNEL = 1001
+MOST_EPSILON = 1e6
 
 
 class Constraint(Enum):
@@ -100,18 +107,19 @@ class CrediblePath:
     objective: Kind = Kind.LOGIT
 
     def __post_init__(self) -> None:
-        require(len(self.kernels) > 0, "CrediblePath: kernels", "at least one size", self.kernels)
-        odd = all(isinstance(size, int) and size >= 3 and size % 2 for size in self.kernels)
-        require(odd, "CrediblePath: kernels", "odd sizes of at least 3", self.kernels)
-        require_whole("CrediblePath: steps", self.steps, 1)
+        several = 0 < len(self.kernels) <= MOST_KERNELS
+        require(several, "CrediblePath: kernels", f"1 to {MOST_KERNELS} sizes", self.kernels)
+        odd = all(isinstance(size, int) and 3 <= size <= WIDEST_KERNEL and size % 2 for size in self.kernels)
+        require(odd, "CrediblePath: kernels", f"odd sizes from 3 to {WIDEST_KERNEL}", self.kernels)
+        require_whole("CrediblePath: steps", self.steps, 1, MOST_STEPS)
         require(
             self.steps >= self.count, "CrediblePath: steps", f"at least one for each of {self.count} paths", self.steps
         )
-        require_whole("CrediblePath: max_iter", self.max_iter, 1)
-        require_positive("CrediblePath: eta", self.eta)
+        require_whole("CrediblePath: max_iter", self.max_iter, 1, MOST_WALK)
+        require_positive("CrediblePath: eta", self.eta, MOST_ETA)
         # further than half the range there may be no place on either side of x
         require(0 < self.delta <= 0.5, "CrediblePath: delta", "a number above 0, at most 0.5", self.delta)
-        require_positive("CrediblePath: epsilon", self.epsilon)
+        require_positive("CrediblePath: epsilon", self.epsilon, MOST_EPSILON)
         require_one_of(
             "CrediblePath: baseline_objective", self.baseline_objective, (Kind.CE, Kind.SOFT_CE, Kind.LOGIT_L2)
         )

@@ -10,6 +10,8 @@ import numpy as np
 
 from onnxplain.engine.methods.method import (
     CLASS_KINDS,
+    MOST_ETA,
+    MOST_WALK,
     Array,
     require,
     require_one_of,
@@ -21,6 +23,8 @@ from onnxplain.engine.requests import Attribution, Kind, Logits, Objective, Poin
 from onnxplain.engine.space import Space
 
 TINY = 1e-12  # the least |change of the loss| that is divided by
+MOST_K = 10**9  # more than any image has features
+MOST_SPREAD = 1000
 
 
 class Walk(NamedTuple):
@@ -72,13 +76,13 @@ class ISA:
     literal: bool = False
 
     def __post_init__(self) -> None:
-        require_whole("ISA: k", self.k, 1)
-        require_whole("ISA: t1", self.t1, 0)
-        require_whole("ISA: t2", self.t2, 0)
+        require_whole("ISA: k", self.k, 1, MOST_K)
+        require_whole("ISA: t1", self.t1, 0, MOST_WALK)
+        require_whole("ISA: t2", self.t2, 0, MOST_WALK)
         require(self.t1 + self.t2 > 0, "ISA: t1 and t2", "at least one of them above 0", (self.t1, self.t2))
-        require_positive("ISA: eta1", self.eta1)
-        require_positive("ISA: eta2", self.eta2)
-        require_positive("ISA: s", self.s)
+        require_positive("ISA: eta1", self.eta1, MOST_ETA)
+        require_positive("ISA: eta2", self.eta2, MOST_ETA)
+        require_positive("ISA: s", self.s, MOST_SPREAD)
         require_one_of("ISA: objective", self.objective, CLASS_KINDS)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -15,6 +14,11 @@ from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
 
 Array: TypeAlias = NDArray[Any]
+
+# Bounds of hyper-parameters: far beyond any use, so that a slip of the keyboard is told before anything is computed.
+MOST_STEPS = 100_000  # of a path
+MOST_WALK = 10_000  # steps of a sign-gradient walk
+MOST_ETA = 1.0  # of such a step, in pixel units: from black to white
 
 # The objectives whose target is the class to explain; the others are distances to given outputs.
 CLASS_KINDS = (Kind.LOGIT, Kind.PROB, Kind.LOGPROB, Kind.CE, Kind.CE_ON_PROBS, Kind.PROB_ON_PROBS)
@@ -50,13 +54,13 @@ def require(holds: bool, what: str, allowed: str, got: object) -> None:
         raise UsageError(f"{what}: expected {allowed}, got {got!r}")
 
 
-def require_whole(what: str, got: int, least: int) -> None:
+def require_whole(what: str, got: int, least: int, most: int) -> None:
     whole = isinstance(got, (int, np.integer)) and not isinstance(got, bool)
-    require(whole and got >= least, what, f"a whole number of at least {least}", got)
+    require(whole and least <= got <= most, what, f"a whole number from {least} to {most}", got)
 
 
-def require_positive(what: str, got: float) -> None:
-    require(math.isfinite(got) and got > 0, what, "a positive number", got)
+def require_positive(what: str, got: float, most: float) -> None:
+    require(0 < got <= most, what, f"a positive number, at most {most:g}", got)
 
 
 def require_one_of(what: str, got: Enum, allowed: Iterable[Enum]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from collections.abc import Iterable
 from enum import Enum
-from fractions import Fraction
 from typing import Any, get_args, get_origin
 
 import numpy as np
@@ -39,7 +39,11 @@ def read(text: str, kind: Any) -> Any:
     if kind is int:
         return int(text)
     if kind is float:
-        return float(Fraction(text))  # reads 5/255 too, and neither nan nor inf
+        above, slash, below = text.partition("/")  # reads 5/255 too, and neither nan nor inf
+        number = float(above) / (float(below) if slash else 1)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     if get_origin(kind) is tuple:
         return tuple(read(part.strip(), get_args(kind)[0]) for part in text.split(","))
     return words(kind)[text.lower()]

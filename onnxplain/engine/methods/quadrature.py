@@ -6,7 +6,7 @@ from enum import Enum
 
 import numpy as np
 
-from onnxplain.engine.methods.method import Array, require_whole
+from onnxplain.engine.methods.method import MOST_STEPS, Array, require_whole
 
 
 class Rule(Enum):
@@ -20,12 +20,14 @@ class Rule(Enum):
     GAUSS_LEGENDRE = "gauss_legendre"  # exact for polynomials up to degree 2K - 1
 
 
+MOST_NODES = 1000  # of GAUSS_LEGENDRE: they are the eigenvalues of a matrix of that size, and stay exact that far
 WITH_ENDS = (Rule.ENDPOINTS_MEAN, Rule.TRAPEZOID, Rule.CAPTUM_TRAPEZOID)
 
 
 def quadrature(rule: Rule, steps: int) -> tuple[Array, Array]:
     """Points and weights, float64 (K,) each."""
-    require_whole(f"steps of the rule {rule.value}", steps, 2 if rule in WITH_ENDS else 1)
+    least, most = 2 if rule in WITH_ENDS else 1, MOST_NODES if rule is Rule.GAUSS_LEGENDRE else MOST_STEPS
+    require_whole(f"steps of the rule {rule.value}", steps, least, most)
     equal = np.full(steps, 1 / steps)
     ends_halved = np.ones(steps)
     ends_halved[[0, -1]] = 0.5

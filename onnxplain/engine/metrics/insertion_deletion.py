@@ -149,6 +149,9 @@ class InsertionDeletion:
 
     def ranked(self, x: Array, heatmap: Array, channel_axis: int, name: str) -> tuple[Array, str]:
         """What is ranked, (rankings, HW), and how it came from the channels."""
+        if not isinstance(heatmap, np.ndarray) or heatmap.dtype.kind not in "biuf":
+            what = heatmap.dtype.name if isinstance(heatmap, np.ndarray) else type(heatmap).__name__
+            raise InputError(f"{name}: expected an array of real numbers, got {what}; next: numpy.asarray makes one")
         size = tuple(np.delete(x.shape, channel_axis))
         if heatmap.shape not in (x.shape, size):
             raise InputError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
+import numpy as np
+
 from onnxplain.errors import UsageError
 
 
@@ -44,8 +46,9 @@ class Protocol:
     order: Order = Order.PIXEL
 
     def __post_init__(self) -> None:
-        if self.step is not None and self.step < 1:
-            raise UsageError(f"step: expected at least 1 pixel, got {self.step}")
+        whole = isinstance(self.step, (int, np.integer)) and not isinstance(self.step, bool)
+        if self.step is not None and not (whole and self.step >= 1):
+            raise UsageError(f"step: expected a whole number of at least 1 pixel, got {self.step!r}")
 
     @classmethod
     def named(cls, name: str, step: int | None = None) -> Protocol:
@@ -62,8 +65,8 @@ class Protocol:
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
     def pixels(self, count: int) -> int:
-        """Pixels that change at each step, of an image with `count` pixels."""
-        return self.step if self.step is not None else -(-count // 224)
+        """Pixels that change at each step, of an image with `count` pixels: no more than there are."""
+        return min(int(self.step), count) if self.step is not None else -(-count // 224)
 
     def steps(self, count: int) -> int:
         """N, the number of steps for an image with `count` pixels."""

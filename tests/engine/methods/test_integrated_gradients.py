@@ -160,8 +160,10 @@ def test_rows_and_calls() -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"steps": 0}, "steps of the rule midpoint: expected a whole number of at least 1, got 0"),
-        ({"steps": 1, "rule": Rule.TRAPEZOID}, "steps of the rule trapezoid: .* at least 2"),
+        ({"steps": 0}, "steps of the rule midpoint: expected a whole number from 1 to 100000, got 0"),
+        ({"steps": 100_001}, "from 1 to 100000, got 100001"),
+        ({"steps": 1001, "rule": Rule.GAUSS_LEGENDRE}, "from 1 to 1000, got 1001"),
+        ({"steps": 1, "rule": Rule.TRAPEZOID}, "steps of the rule trapezoid: .* from 2 to"),
         ({"rule": "left"}, "IG: rule: expected one of midpoint, right"),
         ({"baseline": "white"}, "IG: baseline: expected Baseline.BLACK"),
         ({"objective": Kind.SOFT_CE}, "IG: objective"),

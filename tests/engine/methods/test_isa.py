@@ -184,13 +184,17 @@ def test_the_range_must_be_known() -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"k": 0}, "ISA: k: expected a whole number of at least 1, got 0"),
+        ({"k": 0}, "ISA: k: expected a whole number from 1 to 1000000000, got 0"),
         ({"k": 2.5}, "ISA: k"),
         ({"t1": 0, "t2": 0}, r"ISA: t1 and t2: expected at least one of them above 0, got \(0, 0\)"),
         ({"t1": -1}, "ISA: t1"),
         ({"eta1": 0.0}, "ISA: eta1: expected a positive number"),
         ({"eta2": float("nan")}, "ISA: eta2"),
         ({"s": float("inf")}, "ISA: s"),
+        ({"t2": 10_001}, "ISA: t2"),
+        ({"eta1": 1e39}, "ISA: eta1: expected a positive number, at most 1, got"),
+        ({"s": 1e39}, "ISA: s: expected a positive number, at most 1000, got"),
+        ({"eta2": 10**400}, "ISA: eta2"),
         ({"objective": Kind.LOGIT_L2}, "ISA: objective: expected one of logit, .* got 'logit_l2'"),
         ({"objective": 3}, "ISA: objective"),
     ],

@@ -234,6 +234,19 @@ class TestRefusals:
         with pytest.raises(InputError, match=message):
             InsertionDeletion().score(colours, photo(rng)[None], [heatmap], space=IMAGENET, names=["cat.npz"])
 
+    @pytest.mark.parametrize(
+        ("heatmap", "got"),
+        [
+            ([[1.0] * 12] * 12, "list"),
+            (np.full((12, 12), None), "object"),
+            (np.ones((12, 12), complex), "complex128"),
+            (np.full((12, 12), "1"), "str"),
+        ],
+    )
+    def test_maps_that_are_no_arrays_of_numbers(self, heatmap, got, rng):
+        with pytest.raises(InputError, match=rf"cat\.npz: expected an array of real numbers, got {got}.*next: "):
+            InsertionDeletion().score(colours, photo(rng)[None], [heatmap], space=IMAGENET, names=["cat.npz"])
+
     def test_union_needs_channels(self, rng):
         with pytest.raises(InputError, match=r"agi_isa-union ranks each channel.*next: .*agi_isa"):
             InsertionDeletion("agi_isa-union").score(colours, photo(rng)[None], [np.eye(12)], space=IMAGENET)
@@ -285,6 +298,12 @@ class TestProtocols:
         assert Protocol.named("agi_isa").steps(299 * 299) == 400
         assert Protocol.named("agi_isa").steps(100) == 1
 
+    def test_a_step_of_more_pixels_than_there_are_takes_them_all(self, rng):
+        x, huge = photo(rng), Protocol.named("rise", step=10**22)
+        assert (huge.pixels(144), huge.steps(144)) == (144, 1)
+        (played,) = InsertionDeletion(huge).score(colours, x[None], [x], space=IMAGENET)
+        assert len(played.insertion.s) == 2
+
     def test_a_label_tells_what_differs_from_the_preset(self):
         rise = Protocol.named("rise", step=1792)
         assert rise.steps(224 * 224) == 28
@@ -296,5 +315,6 @@ class TestProtocols:
     def test_what_is_refused(self):
         with pytest.raises(UsageError, match="use one of rise, agi_isa, agi_isa-union"):
             InsertionDeletion("RISE")
-        with pytest.raises(UsageError, match="at least 1 pixel"):
-            Protocol.named("rise", step=0)
+        for step in (0, -3, 2.5, True, "9"):
+            with pytest.raises(UsageError, match="at least 1 pixel, got"):
+                Protocol.named("rise", step=step)
