@@ -70,7 +70,8 @@ class Explainer:
     """A gradient model on a device. Made by `open`.
 
     `space` says how its input relates to pixels, `preprocess` how photos become inputs (None if the model does not
-    say), `labels` names the classes (None if unknown), `usage` counts what has been spent.
+    say), `labels` names the classes (None if unknown), `usage` counts what has been spent. Threads may share it: they
+    take turns.
     """
 
     def __init__(
@@ -182,6 +183,8 @@ class Explainer:
         attribution alone and in any company: its random numbers depend on `seed`, its pixels and the method only.
         `observe` is called after every call of the runtime with the rows that it had.
         """
+        if isinstance(method, str | type):
+            raise UsageError(f"method: expected one of methods.*, made with its parameters, got {method!r}")
         rows = (self._fit(image[None])[0] for image in x)
         count = len(x) if isinstance(x, np.ndarray | list | tuple) else None
         programs = (
@@ -199,6 +202,12 @@ class Explainer:
         return self._explain(self._fit(x[None])[0], method, target, seed)
 
     def _explain(self, x: Array, method: Method, target: int | Array | None, seed: int) -> Program[Explanation]:
+        low, high = float(np.min(self.space.low)) - 0.01, float(np.max(self.space.high)) + 0.01
+        if x.min() < low or x.max() > high:
+            raise FeedMismatch(
+                f"pixels from {x.min():.4g} to {x.max():.4g}: the model takes {low + 0.01:g} to {high - 0.01:g}; "
+                "next: scale the image (models.preprocess.to_input does)"
+            )
         logits = (yield Logits(x[None]))[0]
         target = int(logits.argmax()) if target is None else target
         attribution = yield from method(x, target, space=self.space, rng=generator(seed, x, method))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_stream_reads_images_lazily_and_names_the_bad_one(explainer) -> None:
     assert str(bad.error).startswith("image 1: the model gave NaN or Inf in its logits")
     outcomes.close()
     with pytest.raises(NonFinite, match="image 2"):
-        explainer.explain(np.stack([X[0], X[1], np.full_like(X[0], np.inf)]), Saliency())
+        explainer.explain(np.stack([X[0], X[1], np.full_like(X[0], np.nan)]), Saliency())
 
 
 def test_a_batch_fixed_at_one_is_run_row_by_row() -> None:
@@ -174,6 +175,9 @@ def test_a_range_makes_pixel_units_of_a_model_without_preprocessing() -> None:
         (lambda e: e.logits((255 * X).astype(np.uint8)), FeedMismatch, "uint8"),
         (lambda e: e.gradients(X, target=5), UsageError, "target 5 is out of range: the model has 5 classes"),
         (lambda e: e.gradients(X, target=[1, 2]), UsageError, "expected one for each of 7 images, got 2"),
+        (lambda e: e.explain(255 * X, Saliency()), FeedMismatch, "image 0: pixels from .* takes 0 to 1"),
+        (lambda e: e.explain(X, "ig"), UsageError, "expected one of methods"),
+        (lambda e: e.explain(X, Saliency), UsageError, "expected one of methods"),
         (lambda e: e.gradients(X[:1], target=[1.9]), UsageError, "expected None, a class"),
         (lambda e: e.gradients(X[:1], target=True), UsageError, "expected None, a class"),
         (lambda e: e.gradients(X[:0]), UsageError, "at least one image"),
@@ -186,6 +190,19 @@ def test_a_range_makes_pixel_units_of_a_model_without_preprocessing() -> None:
 def test_mistakes_are_told(explainer, call, error, words) -> None:
     with pytest.raises(error, match=words):
         call(explainer)
+
+
+def test_threads_may_share_an_explainer(explainer) -> None:
+    """They take turns on its buffers: every thread gets the numbers that it would get alone."""
+    alone = [explainer.explain(x[None], SMALL[1])[0].attribution for x in X]
+    logits = explainer.logits(X)
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(lambda x: explainer.explain(x[None], SMALL[1])[0].attribution, list(X) * 4)
+        rows = pool.map(lambda x: explainer.logits(x[None])[0], list(X) * 40)
+        for i, attribution in enumerate(together):
+            np.testing.assert_array_equal(attribution, alone[i % 7])
+        for i, row in enumerate(rows):
+            np.testing.assert_array_equal(row, logits[i % 7])
 
 
 def test_nothing_runs_after_closing() -> None:

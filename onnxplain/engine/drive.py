@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -57,7 +58,10 @@ class Outcome(Generic[Result]):
 
 
 class Model:
-    """One model as the driver sees it: its executors by role, and the buffers that each batch is written into."""
+    """One model as the driver sees it: its executors by role, and the buffers that each batch is written into.
+
+    Several threads may drive programs on it; they take turns, batch by batch.
+    """
 
     def __init__(self, logits: Executor, gradient: Executor | None = None, *, batch_size: int = 8) -> None:
         if batch_size < 1:
@@ -75,6 +79,7 @@ class Model:
         self.x = np.empty((batch_size, *self.image_shape), self.dtype)
         self.target = np.empty((batch_size, classes), np.float32)
         self.code = np.empty(batch_size, np.int64)
+        self.lock = RLock()
 
     def run(self, role: str, count: int) -> Mapping[str, Array]:
         """Outputs for the first `count` rows of the buffers."""
@@ -293,33 +298,34 @@ def drive(
         """Run the rows at the head of one queue, hand out what comes back, and let go on whoever has all of it."""
         queue = queues[role]
         batch = [queue.popleft() for _ in range(min(len(queue), model.batch_size))]
-        for at, (job, row) in enumerate(batch):
-            assert job.work is not None
-            job.work.write(row, model.x[at])
-            if not isinstance(job.work, LogitsWork):
-                model.target[at], model.code[at] = job.work.target, job.work.kind
-        started = time.perf_counter()
-        outputs = model.run(role, len(batch))
-        usage.runtime_seconds += time.perf_counter() - started
-        usage.calls[role] += 1
-        usage.rows[role] += len(batch)
-        finite = np.logical_and.reduce([rows_finite(outputs[name]) for name in FINITE[role]])
         failed: set[int] = set()
         ended: list[Outcome[Result]] = []
-        for at, (job, row) in enumerate(batch):
-            if job.index in failed:
-                continue
-            assert job.work is not None
-            if not finite[at]:
-                failed.add(job.index)
-                ended.append(fail(job, non_finite(job.asked, outputs["logits"][at])))
-                continue
-            job.work.read(row, at, outputs)
-            job.waiting -= 1
-            if not job.waiting:
-                outcome = advance(job, job.work.answer())
-                if outcome is not None:
-                    ended.append(outcome)
+        with model.lock:  # another thread may be driving other programs on the same buffers
+            for at, (job, row) in enumerate(batch):
+                assert job.work is not None
+                job.work.write(row, model.x[at])
+                if not isinstance(job.work, LogitsWork):
+                    model.target[at], model.code[at] = job.work.target, job.work.kind
+            started = time.perf_counter()
+            outputs = model.run(role, len(batch))
+            usage.runtime_seconds += time.perf_counter() - started
+            usage.calls[role] += 1
+            usage.rows[role] += len(batch)
+            finite = np.logical_and.reduce([rows_finite(outputs[name]) for name in FINITE[role]])
+            for at, (job, row) in enumerate(batch):
+                if job.index in failed:
+                    continue
+                assert job.work is not None
+                if not finite[at]:
+                    failed.add(job.index)
+                    ended.append(fail(job, non_finite(job.asked, outputs["logits"][at])))
+                    continue
+                job.work.read(row, at, outputs)
+                job.waiting -= 1
+                if not job.waiting:
+                    outcome = advance(job, job.work.answer())
+                    if outcome is not None:
+                        ended.append(outcome)
         if observe is not None:
             observe({role: len(batch)})
         # only now: whoever takes an outcome may use the model, whose next call overwrites these outputs
