@@ -26,7 +26,7 @@ from onnxplain.engine.explanation import Explanation, read_heatmap
 from onnxplain.engine.methods import Method
 from onnxplain.engine.metrics import InsertionDeletion
 from onnxplain.engine.requests import Program, softmax
-from onnxplain.errors import InputError, OutputError, UsageError
+from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.models.preprocess import PreprocessSpec, load_image, to_input
 
@@ -94,25 +94,6 @@ def plan_results(
     plan = {(photo, method): result_files(photo, method, folder) for photo in photos for method in methods}
     refuse_existing((file for files in plan.values() for file in files), overwrite=overwrite)
     return plan
-
-
-def writable_folder(folder: PathLike) -> Path:
-    """The folder, made if need be, and known to take files: an hour of computing later is too late to find out.
-
-    Raises:
-        OutputError: it cannot be made or written to.
-    """
-    path = Path(folder)
-    probe = path / f".{os.getpid()}.tmp"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be used for results ({error.strerror}); next: give a folder that can be written to"
-        ) from error
-    return path
 
 
 def pixel_sha256(image: NDArray[np.uint8]) -> str:

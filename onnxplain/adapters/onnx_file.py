@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,20 +15,22 @@ import onnx
 import onnx_ir as ir
 
 from onnxplain.adapters.gradient.classifier import (
+    before_activation,
     forward_model,
     gradient_model,
     image_input,
     logits_model,
     logits_output,
+    source_sha256,
 )
 from onnxplain.adapters.gradient.differentiate import coverage
-from onnxplain.adapters.gradient.expr import PREFIX
-from onnxplain.adapters.gradient.prepare import ModelLike, prepare, read
+from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
-from onnxplain.engine.atomic import refuse_existing, write_atomically
+from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
+from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
-from onnxplain.engine.requests import log_softmax, softmax
-from onnxplain.errors import ExecutionError, Gap, ModelError, OnnxplainError, UsageError
+from onnxplain.engine.requests import Kind, log_softmax, softmax
+from onnxplain.errors import ExecutionError, Gap, InvalidModel, ModelError, OnnxplainError, UsageError
 from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec, find
 
 Preprocess: TypeAlias = PreprocessSpec | str | os.PathLike[str] | None
@@ -47,14 +49,26 @@ class Halves:
 def halves(
     model: ModelLike, preprocess: Preprocess = AUTO, output: str | None = None, *, gradient: bool = True
 ) -> Halves:
-    """The halves of whatever was given, a classifier or a gradient model; without `gradient` the forward one only."""
+    """The halves of whatever was given, a classifier or a gradient model; without `gradient` the forward one only.
+
+    Raises:
+        ModelError: the model cannot be read, is neither, or cannot be differentiated.
+        UsageError: no preprocessing was found, or the arguments contradict the model.
+    """
     ours = read(model)
     path = Path(model) if isinstance(model, str | os.PathLike) else None
     is_gradient = GRADIENT_MODEL_KEY in ours.metadata_props
     given = Path(preprocess) if isinstance(preprocess, str | os.PathLike) and preprocess != AUTO else None
     if is_gradient:
+        if problem := gradient_model_problem(ours):
+            raise InvalidModel(problem)
         if isinstance(preprocess, PreprocessSpec) or output is not None:
             raise UsageError("a gradient model has its preprocessing and its output built in; next: leave them out")
+        if preprocess is None and PREPROCESS_KEY in ours.metadata_props:
+            raise UsageError(
+                "the gradient model has its preprocessing folded in, which cannot be taken out by `none`; "
+                "next: leave it out, or export the classifier again without preprocessing"
+            )
         if given is not None:
             find(path, given=given, metadata=ours.metadata_props)  # which says so if they differ
         own = ir.to_proto(ours)
@@ -64,10 +78,65 @@ def halves(
     else:
         assert preprocess is None or isinstance(preprocess, PreprocessSpec)
         spec = preprocess
-    if not gradient:
-        return Halves(logits_model(model, preprocess=spec, output=output), None)
-    made = gradient_model(model, preprocess=spec, output=output)
-    return Halves(forward_model(made), made)
+    make = gradient_model if gradient else logits_model
+    made = make(model, preprocess=spec, output=output)
+    if spec is None:  # what the source says of its preprocessing was set aside: it must not come back
+        onnx.helper.set_model_props(made, {k: v for k, v in properties(made).items() if k != PREPROCESS_KEY})
+    return Halves(forward_model(made), made) if gradient else Halves(made, None)
+
+
+def properties(model: onnx.ModelProto) -> dict[str, str]:
+    """The `metadata_props` of a model."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+OUTPUTS = ("logits", "value", "gradient")
+OBJECTIVES = {kind.name.lower(): int(kind) for kind in Kind}
+
+
+def gradient_model_problem(model: ir.Model) -> str | None:
+    """Why a model that says of itself that it is a gradient model cannot be used as one, in a sentence; None if it can.
+
+    Everything that opening it relies on is looked at, since anything may have edited the file.
+    """
+    meta = model.metadata_props
+    inputs = {v.name: v for v in model.graph.inputs if v.name not in model.graph.initializers}
+    outputs = {v.name: v for v in model.graph.outputs}
+    missing = [
+        *(f"the input {name}" for name in (TARGET, OBJECTIVE) if name not in inputs),
+        *(f"the output {name}" for name in OUTPUTS if name not in outputs),
+        *(f"{key} in its metadata" for key in ("onnxplain.space", "onnxplain.source_sha256") if key not in meta),
+    ]
+    images = [v for name, v in inputs.items() if name not in (TARGET, OBJECTIVE)]
+    if missing:
+        problem = f"lacks {', '.join(missing)}"
+    elif len(images) != 1 or images[0].dtype not in FLOATS or not fixed(images[0], least=2):
+        problem = "has not one image input of floats whose sizes, but for the batch, are fixed"
+    elif not fixed(outputs["logits"], least=2, most=2):
+        problem = "has no logits of shape (N, K) with a fixed K"
+    elif meta["onnxplain.space"] not in ("pixel", "model"):
+        problem = f"has the unknown space {meta['onnxplain.space']!r} in its metadata"
+    elif (meta["onnxplain.space"] == "pixel") != (PREPROCESS_KEY in meta):
+        problem = f"has the space {meta['onnxplain.space']} with{'' if PREPROCESS_KEY in meta else 'out'} preprocessing"
+    elif objectives_of(meta) != OBJECTIVES:
+        problem = "has objectives that are not those of this version"
+    else:
+        return None
+    return f"the model says that it is a gradient model, but {problem}; next: export the classifier again"
+
+
+def fixed(value: ir.Value, least: int, most: int = 99) -> bool:
+    """Whether a value has `least` to `most` axes, all of a fixed length but for the batch."""
+    shape = value.shape
+    return shape is not None and least <= len(shape) <= most and all(isinstance(d, int) for d in list(shape)[1:])
+
+
+def objectives_of(meta: dict[str, str]) -> Any:
+    """The codes of the objectives in a gradient model's metadata; None if they are not JSON."""
+    try:
+        return json.loads(meta.get("onnxplain.objectives", "{}"))
+    except ValueError:
+        return None
 
 
 # What is in a model
@@ -84,7 +153,10 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What `inspect` found. A `problem` is whatever keeps the model from being explained."""
+    """What `inspect` found. A `problem` is whatever keeps the model from being explained.
+
+    `sha256` and `bytes` are of the model's file together with those that its weights lie in.
+    """
 
     model: str
     sha256: str
@@ -114,7 +186,9 @@ def inspect(path: str | os.PathLike[str], *, preprocess: str | os.PathLike[str] 
     is_gradient = GRADIENT_MODEL_KEY in meta
     problems: list[str] = []
     gaps: list[Gap] = []
-    if not is_gradient:
+    if is_gradient:
+        problems += filter(None, [gradient_model_problem(ours)])
+    else:
         try:
             graph = prepare(path).graph
             image_input(graph)
@@ -129,11 +203,10 @@ def inspect(path: str | os.PathLike[str], *, preprocess: str | os.PathLike[str] 
         where = str(error)
     except OnnxplainError as error:
         problems.append(str(error))
-    content = Path(path).read_bytes()
     return Inspection(
         model=str(path),
-        sha256=hashlib.sha256(content).hexdigest(),
-        bytes=len(content),
+        sha256=source_sha256(path),
+        bytes=sum(file.stat().st_size for file in files_of(path)),
         parameters=sum(v.const_value.size for v in ours.graph.initializers.values() if v.const_value is not None),
         ir_version=ours.ir_version,
         opsets={domain or "ai.onnx": version for domain, version in ours.graph.opset_imports.items()},
@@ -157,7 +230,7 @@ def tensor(value: ir.Value) -> Tensor:
 def gradient_facts(meta: dict[str, str]) -> dict[str, Any]:
     return {
         "space": meta.get("onnxplain.space"),
-        "objectives": json.loads(meta.get("onnxplain.objectives", "{}")),
+        "objectives": objectives_of(meta),
         "source_sha256": meta.get("onnxplain.source_sha256"),
         "version": meta.get("onnxplain.version"),
     }
@@ -194,11 +267,11 @@ def write_gradient_model(
     overwrite: bool = False,
     verify: bool = True,
 ) -> Exported:
-    """Write the gradient model of a classifier file, and with `classifier` its forward half too.
+    """Write the gradient model of a classifier file, and to `classifier` the classifier itself.
 
-    The forward half takes what the gradient model takes (RGB in [0,1] if there is preprocessing), so a copy of it can
-    be deployed beside. With `verify` both must give the logits of the source, on ONNX Runtime, before anything is
-    written.
+    The latter is the source as it is, in one file: with its weights inside, and its preprocessing in the metadata.
+    Folders are made if need be. With `verify` the gradient model must give the logits of the source, on ONNX Runtime,
+    before anything is written; its gradient is not verified.
 
     Raises:
         ModelError: the source cannot be read, is no classifier, or cannot be differentiated.
@@ -214,45 +287,23 @@ def write_gradient_model(
     refuse_existing(targets, overwrite=overwrite)
     if GRADIENT_MODEL_KEY in read(source).metadata_props:
         raise UsageError(f"{source} is a gradient model already; next: use it as it is, or export its classifier")
+    for path in targets:
+        writable_file(path)
     made = halves(source, preprocess, output)
     assert made.gradient is not None
-    gradient, forward = made.gradient, plain_classifier(made.logits)
-    difference = verified(source, gradient, forward, output) if verify else None
-    written = [write_model(gradient, targets[0], overwrite)]
+    difference = verified(source, made.gradient, made.logits, output) if verify else None
+    written = [write_model(made.gradient, targets[0], overwrite)]
     if classifier is not None:
-        written.append(write_model(forward, targets[1], overwrite))
+        written.append(write_model(plain_classifier(source, made.gradient), targets[1], overwrite))
     return Exported(written, difference)
 
 
-def plain_classifier(logits: onnx.ModelProto) -> onnx.ModelProto:
-    """The forward half as a model of its own: it says what preprocessing is left to do.
-
-    Its input is RGB in [0,1], so zero in its model space is black. Protocols that fill with zero fill with the mean
-    colour in the source, and with black here.
-    """
-    ours = ir.from_proto(logits)
-    for node in ours.graph:
-        node.name = plain_name(node.name)
-    for value in [*ours.graph.initializers.values(), *(y for node in ours.graph for y in node.outputs)]:
-        value.name = plain_name(value.name)
-    model = ir.to_proto(ours)
-    meta = {entry.key: entry.value for entry in model.metadata_props}
-    for key in (GRADIENT_MODEL_KEY, "onnxplain.objectives", "onnxplain.space", "onnxplain.head"):
-        meta.pop(key, None)
-    if PREPROCESS_KEY in meta:
-        spec = PreprocessSpec.from_dict(json.loads(meta[PREPROCESS_KEY]))
-        left = replace(
-            spec, rescale_factor=1 / 255, image_mean=(0.0,) * 3, image_std=(1.0,) * 3, do_flip_channel_order=False
-        )
-        meta[PREPROCESS_KEY] = json.dumps(left.to_dict())
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, meta)
-    return model
-
-
-def plain_name(name: str | None) -> str | None:
-    """A name without the prefix that belongs to gradient models, so that one can be made of this model again."""
-    return f"preprocess/{name.removeprefix(PREFIX)}" if name is not None and name.startswith(PREFIX) else name
+def plain_classifier(source: str | os.PathLike[str], gradient: onnx.ModelProto) -> onnx.ModelProto:
+    """The source as it is, with the preprocessing of its gradient model in its metadata, so that both score alike."""
+    ours = read(source)
+    ours.metadata_props.pop(PREPROCESS_KEY, None)
+    ours.metadata_props.update({k: v for k, v in properties(gradient).items() if k == PREPROCESS_KEY})
+    return ir.to_proto(ours)
 
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # times the largest logit, or 1
@@ -265,12 +316,11 @@ def verified(
 
     Everything runs without the optimiser, so that the two graphs are compared and not what is made of them.
     """
-    meta = {entry.key: entry.value for entry in gradient.metadata_props}
-    spec = PreprocessSpec.from_dict(json.loads(meta[PREPROCESS_KEY])) if PREPROCESS_KEY in meta else None
+    text = properties(gradient).get(PREPROCESS_KEY)
+    spec = PreprocessSpec.from_dict(json.loads(text)) if text is not None else None
     prepared = prepare(source).graph
     (named,) = [v for v in prepared.outputs if v.name == output or (output is None and v.dtype in FLOATS)]
-    last = named.producer()
-    after = {"Softmax": softmax, "LogSoftmax": log_softmax}.get(last.op_type if last is not None else "")
+    after = {"Softmax": softmax, "LogSoftmax": log_softmax}.get(before_activation(named)[1] or "")
     with (
         OnnxRuntimeExecutor(onnx.load(source), optimise=False) as theirs,
         OnnxRuntimeExecutor(forward, optimise=False) as ours,
@@ -288,7 +338,9 @@ def verified(
                 model_space = model_space[:, ::-1] if spec.do_flip_channel_order else model_space
             (mine,) = ours({name: x.astype(input.dtype)}).values()
             mine = mine if after is None else after(mine)
-            answer = theirs({given: np.ascontiguousarray(model_space, input.dtype)})[str(named.name)]
+            answer = theirs({given: np.ascontiguousarray(model_space, input.dtype)})[str(named.name)].reshape(
+                mine.shape
+            )
             worst = max(worst, float(np.abs(mine.astype(np.float64) - answer).max()))
             largest = max(largest, float(np.abs(answer).max()))
     if not worst <= TOLERANCE[input.dtype.name] * largest:  # NaN is a failure too

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from click.exceptions import Exit
-
 from onnxplain.cli.tables import as_rows
 from onnxplain.cli.terminal import progress, result, terminal
 
@@ -25,6 +23,7 @@ class Collected:
 
     by_item: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     failed: dict[str, OnnxplainError] = field(default_factory=dict)
+    interrupted: str | None = None  # by Ctrl-C, and how far it was
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -32,11 +31,13 @@ class Collected:
 
     def document(self, form: str, **more: Any) -> str:
         """The rows in a format other than text; a JSON document lists the failures and `more` too."""
-        return as_rows(self.rows, form, **more, failed=list(self.failed))
+        return as_rows(self.rows, form, **more, failed=[*self.failed, *filter(None, [self.interrupted])])
 
     @property
     def exit_code(self) -> int:
-        """0 if all succeeded, 3 if some did, and that of the first error if none did."""
+        """0 if all succeeded, 3 if some did, that of the first error if none did, and 1 if it was interrupted."""
+        if self.interrupted:
+            return 1
         if not self.failed:
             return 0
         return 3 if self.by_item else next(iter(self.failed.values())).exit_code
@@ -75,8 +76,8 @@ def collect(
                 if stream:
                     result(as_rows(rows, "jsonl"))
         except KeyboardInterrupt:
-            here.say(f"interrupted: {len(done.by_item)} of {items} done; what was finished is kept", -1)
-            raise Exit(1) from None
+            done.interrupted = f"interrupted: {len(done.by_item)} of {items} done"
+            here.say(f"{done.interrupted}; what was finished is kept", -1)
     calls = ", ".join(f"{usage.calls[role]} {role} calls of {rows} rows" for role, rows in usage.rows.items())
     here.say(f"{calls}; {usage.runtime_seconds:.1f} s of {usage.seconds:.1f} s inside the runtime", 1)
     return done

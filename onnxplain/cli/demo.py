@@ -57,13 +57,13 @@ def command(output: Path, batch_size: int, threads: int, overwrite: bool) -> int
       onnxplain demo -o demo-out
     """
     from onnxplain.adapters.onnx_file import write_model
-    from onnxplain.engine.atomic import refuse_existing, write_atomically
+    from onnxplain.engine.atomic import refuse_existing, writable_folder, write_atomically
     from onnxplain.engine.methods import ISA, CrediblePath, IntegratedGradients, Method
     from onnxplain.engine.metrics import InsertionDeletion, Protocol
     from onnxplain.engine.metrics.plot import plot_curves
     from onnxplain.engine.requests import Kind
     from onnxplain.explainer import open
-    from onnxplain.files import explain_photos, plan_results, score_heatmaps, summary, writable_folder
+    from onnxplain.files import explain_photos, plan_results, score_heatmaps, summary
     from onnxplain.models.demo import demo_model, demo_photo
 
     methods: list[Method] = [ISA(), CrediblePath(baseline_objective=Kind.LOGIT_L2), IntegratedGradients(steps=200)]
@@ -93,12 +93,12 @@ def command(output: Path, batch_size: int, threads: int, overwrite: bool) -> int
         shape, usage = explainer.forward.image_shape, explainer.usage
         ids = [method.id for method in methods]
         made = collect("explaining", explain, take, names=ids, costs=[m.rows(shape) for m in methods], usage=usage)
-        if made.failed:
+        if made.exit_code:
             return made.exit_code
         names = [id for id in ids for _ in metrics]
         costs = [metric.rows(*shape[1:]) for metric in metrics]
         scored = collect("scoring", score, lambda _, scored: scored.rows, names=names, costs=costs, usage=usage)
-    if scored.failed:
+    if scored.exit_code:
         return scored.exit_code
     plot_curves(scored.rows, curves, title=f"{photo.name}, {model.stem}", overwrite=overwrite)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,17 +40,12 @@ COLUMNS = {
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random numbers.")
 @options.reduce
-@options.preprocess
-@options.output_name
-@options.batch_size
-@options.threads
-@options.on
+@options.opening
 @options.overwrite
 @options.format("text", "json", "jsonl", "csv")
 def command(
     model: Path, images: tuple[Path, ...], output: Path, ids: tuple[str, ...], settings: tuple[str, ...],
-    target: int | None, seed: int, reduce: str, preprocess: str | None, output_name: str | None, batch_size: int,
-    threads: int, on: str, overwrite: bool, form: str,
+    target: int | None, seed: int, reduce: str, opening: Mapping[str, Any], overwrite: bool, form: str,
 ) -> int:  # fmt: skip
     """Explain photos: a heatmap file (.npz) and an overlay picture (.png) for each photo and method.
 
@@ -61,9 +56,10 @@ def command(
       onnxplain explain model.onnx photo.jpg --method isa -o out
       onnxplain explain model.onnx photos/ --method isa --method ig --set ig.steps=100 -o out --format csv
     """
+    from onnxplain.engine.atomic import writable_folder
     from onnxplain.engine.methods import from_options
     from onnxplain.explainer import open
-    from onnxplain.files import explain_photos, find_photos, plan_results, summary, writable_folder
+    from onnxplain.files import explain_photos, find_photos, plan_results, summary
 
     given = settings_of(ids, settings)
     methods = [from_options(id, given[id]) for id in ids]
@@ -71,8 +67,7 @@ def command(
     for path in skipped:
         terminal().say(f"skipped {path}: not an image")
     results = list(plan_results(photos, ids, output, overwrite=overwrite).values())
-    source = options.preprocess_of(preprocess)
-    with open(model, on=on, batch_size=batch_size, preprocess=source, output=output_name, threads=threads) as explainer:
+    with open(model, **opening) as explainer:
 
         def start(observe: Observe) -> Iterator[Outcome[Explanation]]:
             outcomes = explain_photos(explainer, photos, methods, target, seed, observe=observe)

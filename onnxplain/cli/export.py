@@ -15,14 +15,16 @@ from onnxplain.cli.terminal import result, terminal
 @options.command("export")
 @click.argument("source", type=options.FILE, metavar="SOURCE", help="An .onnx file: the classifier.")
 @click.option("-o", "--output", type=options.FILE, required=True, metavar="OUT.onnx", help="The gradient model.")
-@click.option("--classifier", type=options.FILE, metavar="FILE", help="Write its forward half too: a plain classifier.")
+@click.option(
+    "--classifier", type=options.FILE, metavar="FILE", help="Write the classifier too, with its preprocessing in it."
+)
 @options.preprocess
 @options.output_name
 @click.option(
     "--verify/--no-verify",
     default=True,
     show_default=True,
-    help="Compare its logits with the source's on ONNX Runtime before writing.",
+    help="Compare its logits (not its gradient) with the source's on ONNX Runtime before writing.",
 )
 @options.overwrite
 @options.format("text", "json")
@@ -64,4 +66,7 @@ def command(
     if done.difference is None:
         terminal().say("warning: not verified against the source (--no-verify)", -1)
     else:
-        result(f"verified on 4 random images: logits differ from the source's by at most {done.difference:.3g}")
+        result(
+            f"logits verified on 4 random images: they differ from the source's by at most {done.difference:.3g}; "
+            "the gradient itself is not verified"
+        )

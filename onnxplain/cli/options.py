@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,6 +104,21 @@ def format(*formats: str) -> Callable[[F], F]:
         show_default=True,
         help="How results are printed on stdout.",
     )
+
+
+def opening(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how a model is opened; the command gets them as `opening`, the arguments of `open`."""
+
+    @wraps(function)
+    def command(
+        *, preprocess: str | None, output_name: str | None, batch_size: int, threads: int, on: str, **others: Any
+    ) -> Any:
+        how = {"preprocess": preprocess_of(preprocess), "output": output_name}
+        return function(opening=how | {"batch_size": batch_size, "threads": threads, "on": on}, **others)
+
+    for option in (on, threads, batch_size, output_name, preprocess):  # the last one is listed first
+        command = option(command)
+    return command
 
 
 def preprocess_of(text: str | None) -> str | None:

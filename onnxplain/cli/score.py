@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +45,12 @@ SUMMARY = {"method": "method", "protocol": "protocol", "reduction": "reduction",
     metavar="FILE",
     help="Write the rows too; .json, .jsonl or .csv, by its ending.",
 )
-@options.preprocess
-@options.output_name
-@options.batch_size
-@options.threads
-@options.on
+@options.opening
 @options.overwrite
 @options.format("text", "json", "jsonl", "csv")
 def command(
     model: Path, heatmaps: tuple[Path, ...], protocols: tuple[str, ...], step: int | None, reduce: str, key: str | None,
-    images: tuple[Path, ...], curves: bool, output: Path | None, preprocess: str | None, output_name: str | None,
-    batch_size: int, threads: int, on: str, overwrite: bool, form: str,
+    images: tuple[Path, ...], curves: bool, output: Path | None, opening: Mapping[str, Any], overwrite: bool, form: str,
 ) -> int:  # fmt: skip
     """Score saved heatmaps by insertion and deletion: does the class appear, or vanish, with the pixels ranked first?
 
@@ -67,7 +62,7 @@ def command(
       onnxplain score model.onnx out/*.npz --protocol rise
       onnxplain score model.onnx cam.npy --image photo.jpg --protocol agi_isa --format json --curves
     """
-    from onnxplain.engine.atomic import refuse_existing, write_atomically
+    from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
     from onnxplain.engine.metrics import InsertionDeletion, Protocol, Scores
     from onnxplain.explainer import open
     from onnxplain.files import score_heatmaps
@@ -79,13 +74,13 @@ def command(
                 f"expected a name that ends in .json, .jsonl or .csv, got {output}", param_hint="-o"
             )
         refuse_existing([output], overwrite=overwrite)
-    source = options.preprocess_of(preprocess)
-    with open(
-        model, on=on, batch_size=batch_size, preprocess=source, output=output_name, threads=threads, gradient=False
-    ) as explainer:
+    with open(model, **opening, gradient=False) as explainer:
 
         def start(observe: Observe) -> Iterator[Outcome[Scored]]:
-            return score_heatmaps(explainer, heatmaps, metrics, photos=images, key=key, observe=observe)
+            outcomes = score_heatmaps(explainer, heatmaps, metrics, photos=images, key=key, observe=observe)
+            if output is not None:
+                writable_file(output)
+            return outcomes
 
         def take(_: int, scored: Scored) -> list[dict[str, Any]]:
             for note in scored.notes:
@@ -102,12 +97,14 @@ def command(
             stream=form == "jsonl",
         )
     means = {"summary": Scores.of(done.rows).compute()} if len(heatmaps) > 1 else {}
-    if output is not None and done.rows:
-        write_atomically(output, f"{done.document(output.suffix[1:], **means)}\n".encode(), overwrite=overwrite)
-    if form == "text" and done.rows:
-        result(as_text(wide(done.rows), WIDE | METRICS))
-        if means:
-            result("\nmeans\n" + as_text(means["summary"], SUMMARY))
-    elif form in ("json", "csv"):
-        result(done.document(form, **means))
+    try:
+        if output is not None and done.rows:
+            write_atomically(output, f"{done.document(output.suffix[1:], **means)}\n".encode(), overwrite=overwrite)
+    finally:  # hours of scoring are not lost with a disk that filled up meanwhile
+        if form == "text" and done.rows:
+            result(as_text(wide(done.rows), WIDE | METRICS))
+            if means:
+                result("\nmeans\n" + as_text(means["summary"], SUMMARY))
+        elif form in ("json", "csv"):
+            result(done.document(form, **means))
     return done.exit_code

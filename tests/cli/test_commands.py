@@ -86,23 +86,77 @@ def test_export_writes_a_verified_gradient_model_and_its_classifier(place, softm
     onnx.checker.check_model(onnx.load(grad), full_check=True)
     onnx.checker.check_model(onnx.load(plain), full_check=True)
 
-    # all three explain alike
-    found = []
-    for path in (model, grad, plain):
+    # all three explain and score alike, wherever they lie
+    (place.root / "s.preprocessor_config.json").rename(place.root / "moved.json")
+    heatmap = place.explained()[0]
+    attributions, scores = [], []
+    for path, options in ((model, ("--preprocess", place.root / "moved.json")), (grad, ()), (plain, ())):
         out = place.root / f"out-{path.stem}"
-        (row,) = rows_of(run("explain", path, place.photos[0], *FAST, "-o", out, "--format", "json"))
-        found.append((row["target"], row["probability"], Explanation.load(row["heatmap"]).attribution))
-    for target, probability, attribution in found[1:]:
-        assert target == found[0][0]
-        assert probability == pytest.approx(found[0][1], abs=1e-5)
-        np.testing.assert_allclose(attribution, found[0][2], atol=1e-5)
+        (row,) = rows_of(run("explain", path, place.photos[0], *FAST, "-o", out, "--format", "json", *options))
+        attributions.append(Explanation.load(row["heatmap"]).attribution)
+        rows = rows_of(run("score", path, heatmap, "--step", "4", "--curves", "--format", "json", *options))
+        scores.append([{k: v for k, v in row.items() if k != "model_sha256"} for row in rows])
+    for attribution in attributions[1:]:
+        assert np.array_equal(attribution, attributions[0])
+    assert scores[1:] == [scores[0]] * 2
+    assert {row["protocol"] for row in scores[0]} == {"rise(step=4)"}
+
+
+def test_the_classifier_that_export_writes_is_the_source_in_one_file(place):
+    source = classifier(outputs=2)
+    onnx.helper.set_model_props(source, {"author": "me", "onnxplain.preprocess": json.dumps(SPEC)})
+    model = place.root / "weights.onnx"
+    onnx.save(source, model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    for spec, options in ((SPEC, ()), (None, ("--preprocess", "none"))):
+        folder = place.root / f"made{len(options)}"  # made where it is missing
+        args = ("-o", folder / "g.onnx", "--classifier", folder / "deeper" / "c.onnx", "--output-name", "logits")
+        assert run("export", model, *args, *options).exit_code == 0
+        made = onnx.load(folder / "deeper" / "c.onnx", load_external_data=False)
+        meta = {entry.key: entry.value for entry in made.metadata_props}
+        assert meta.pop("author") == "me"
+        if spec is not None:
+            assert PreprocessSpec.from_dict(json.loads(meta.pop("onnxplain.preprocess"))) == PreprocessSpec.from_dict(
+                spec
+            )
+        assert meta == {}
+        assert [[n.op_type, *n.input, *n.output] for n in made.graph.node] == [
+            [n.op_type, *n.input, *n.output] for n in source.graph.node
+        ]
+        assert [v.name for v in made.graph.output] == ["logits", "more0"]
+        assert all(not tensor.external_data for tensor in made.graph.initializer)
+
+
+def test_inspect_counts_external_weights_in(place):
+    model = place.root / "weights.onnx"
+    onnx.save(classifier(), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (place.root / "weights.preprocessor_config.json").write_text(json.dumps(SPEC))
+    before = json.loads(run("inspect", model, "--format", "json").stdout)
+    weights = place.root / "weights.bin"
+    assert before["bytes"] == model.stat().st_size + weights.stat().st_size
+    grad = place.root / "g.onnx"
+    assert run("export", model, "-o", grad).exit_code == 0
+    origin = json.loads(run("inspect", grad, "--format", "json").stdout)["gradient_model"]
+    assert origin["source_sha256"] == before["sha256"]
+    weights.write_bytes(weights.read_bytes()[::-1])
+    assert json.loads(run("inspect", model, "--format", "json").stdout)["sha256"] != before["sha256"]
+
+
+@pytest.mark.parametrize("behind", ["Identity", "Flatten"])
+def test_export_verifies_a_softmax_that_is_not_the_very_last(place, behind):
+    model = classifier(softmax=True)
+    model.graph.node.append(onnx.helper.make_node(behind, ["p"], ["q"]))
+    model.graph.output[0].name = "q"
+    path = place.add_model("behind.onnx", model)
+    result = run("export", path, "-o", place.root / "g.onnx", "--format", "json")
+    assert json.loads(result.stdout)["difference"] < 1e-5
 
 
 def test_export_with_an_output_name_and_without_preprocessing(place):
     model = place.add_model("many.onnx", classifier(outputs=2), spec=None)
     result = run("export", model, "-o", place.root / "g.onnx", "--output-name", "more0", "--preprocess", "none")
     assert result.exit_code == 0
-    assert "verified on 4 random images" in result.stdout
+    assert "logits verified on 4 random images" in result.stdout
+    assert "the gradient itself is not verified" in result.stdout
     found = json.loads(run("inspect", place.root / "g.onnx", "--format", "json").stdout)
     assert found["gradient_model"]["space"] == "model"
 
@@ -315,6 +369,8 @@ def test_rows_are_written_to_a_file(place, end):
     assert [row["metric"] for row in rows][:2] == ["insertion_auc", "insertion_mean"]
     assert run("score", place.model, heatmap, "-o", path, "--overwrite").exit_code == 0
     assert path.read_text() == text
+    assert run("score", place.model, heatmap, "-o", place.root / "new" / "deep" / path.name).exit_code == 0
+    assert (place.root / "new" / "deep" / path.name).read_text() == text
 
 
 def test_arrays_of_other_tools_are_scored_with_their_photos(place):
@@ -387,3 +443,32 @@ def test_ctrl_c_keeps_what_is_finished(place):
         Image.open(row["overlay"]).load()
     for path in place.out.glob("*.npz"):
         Explanation.load(path)
+
+
+@pytest.mark.parametrize("form", ["text", "json", "csv"])
+def test_ctrl_c_while_scoring_prints_and_writes_what_is_finished(place, monkeypatch, form):
+    import onnxplain.files
+
+    heatmaps = place.explained()
+    scores = onnxplain.files.score_heatmaps
+
+    def interrupted(*args, **options):
+        outcomes = scores(*args, **options)
+        yield next(outcomes)
+        yield next(outcomes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxplain.files.score_heatmaps", interrupted)
+    rows = place.root / "rows.csv"
+    result = run("score", place.model, *heatmaps, "-o", rows, "--format", form)
+    assert result.exit_code == 1
+    assert result.stderr == "interrupted: 2 of 3 done; what was finished is kept\n"
+    if form == "json":
+        document = json.loads(result.stdout)
+        assert len(document["rows"]) == 2 * 5
+        assert document["failed"] == ["interrupted: 2 of 3 done"]
+    elif form == "csv":
+        assert len(list(csv.DictReader(io.StringIO(result.stdout)))) == 2 * 5
+    else:
+        assert "insertion auc" in result.stdout
+    assert len(list(csv.DictReader(io.StringIO(rows.read_text())))) == 2 * 5

@@ -11,11 +11,14 @@ import sys
 import zipfile
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 from tiny import FAST, SPEC, classifier, complain, png_header, run
 
+import onnxplain as ox
 from onnxplain.engine.explanation import Explanation
+from onnxplain.errors import UsageError
 
 
 def explain(place, *args, model=None):
@@ -184,6 +187,12 @@ def test_a_target_that_is_out_of_range(place, target):
         (["--method", "ig", "--set", "step=4"], ["unknown parameter 'step'", "did you mean steps"]),
         (["--method", "ig", "--set", "steps=many"], ["steps", "a whole number", "'many'"]),
         (["--method", "ig", "--set", "steps=0"], ["steps"]),
+        (["--method", "ig", "--set", "steps=99999999999"], ["steps", "from 1 to 100000"]),
+        (["--method", "ig", "--set", "steps=99999", "--set", "rule=gauss_legendre"], ["from 1 to 1000"]),
+        (["--method", "isa", "--set", "eta1=1e400"], ["eta1", "a number"]),
+        (["--method", "isa", "--set", "eta1=1e39"], ["eta1", "at most 1"]),
+        (["--method", "isa", "--set", "s=1e39"], ["ISA: s", "at most 1000"]),
+        (["--method", "credible", "--set", "kernels=99999999999"], ["kernels", "from 3 to 1001"]),
         (["--method", "ig", "--set", "steps"], ["K=V", "'steps'"]),
         (["--method", "ig", "--method", "isa", "--set", "steps=4"], ["METHOD.K=V"]),
         (["--method", "ig", "--set", "isa.k=4"], ["K=V", "'isa.k=4'"]),
@@ -292,8 +301,33 @@ def test_scores_are_not_written_over_other_files(place):
     complain(run("score", place.model, heatmap, "-o", rows), 1, "rows.json", "already there")
     assert rows.read_text() == "mine"
     complain(run("score", place.model, heatmap, "-o", place.root / "rows.txt"), 2, "rows.txt", ".csv")
-    nowhere = run("score", place.model, heatmap, "-o", place.root / "no" / "rows.csv")
-    complain(nowhere, 1, "rows.csv", "cannot be written")
+
+
+@pytest.mark.parametrize("where", ["m.onnx/rows.csv", "/proc/nowhere/rows.csv", "folder.csv"])
+def test_a_place_for_scores_that_cannot_be_written_to_is_told_before_anything_is_scored(place, monkeypatch, where):
+    heatmap = place.explained()[0]
+    (place.root / "folder.csv").mkdir()
+
+    def never(*_):
+        raise AssertionError("scored all the same")
+
+    monkeypatch.setattr("onnxplain.engine.executors.onnxruntime.OnnxRuntimeExecutor.__call__", never)
+    result = run("score", place.model, heatmap, "-o", place.root / where, "--overwrite")
+    complain(result, 1, "error: ", where, "cannot be written", "next: ")
+    assert result.stdout == ""
+
+
+def test_scores_that_cannot_be_written_in_the_end_are_printed_all_the_same(place, monkeypatch):
+    heatmap = place.explained()[0]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    for form in ("text", "json", "csv"):
+        result = run("score", place.model, heatmap, "-o", place.root / "rows.csv", "--format", form)
+        complain(result, 1, "rows.csv", "No space left on device")
+        assert "insertion" in result.stdout
 
 
 def test_exports_are_not_written_over_other_files(place):
@@ -305,8 +339,83 @@ def test_exports_are_not_written_over_other_files(place):
     complain(run("export", place.model, "-o", new, "--classifier", mine), 1, "mine.onnx", "already there")
     complain(run("export", place.model, "-o", place.model, "--overwrite"), 2, "three files")
     complain(run("export", place.model, "-o", new, "--classifier", new), 2, "three files")
-    complain(run("export", place.model, "-o", place.root / "no" / "g.onnx"), 1, "g.onnx", "cannot be written")
+    inside = place.model / "g.onnx"
+    complain(run("export", place.model, "-o", inside), 1, "g.onnx", "cannot be written")
+    complain(run("export", place.model, "-o", new, "--classifier", inside), 1, "g.onnx", "cannot be written")
+    complain(run("export", place.model, "-o", place.root, "--overwrite"), 1, "is a folder")
     assert place.files() == before
+
+
+def test_the_preprocessing_of_a_gradient_model_is_not_ignored(place):
+    heatmap = place.explained()[0]
+    grad = place.root / "g.onnx"
+    assert run("export", place.model, "-o", grad).exit_code == 0
+    none = ("--preprocess", "none")
+    before = place.files()
+    words = ("error: ", "preprocessing folded in", "next: ")
+    out = place.root / "out2"
+    complain(run("explain", grad, place.photos[0], *FAST, "-o", out, *none), 2, *words)
+    complain(run("score", grad, heatmap, *none), 2, *words)
+    complain(run("export", grad, "-o", place.root / "h.onnx", *none), 2, "gradient model already")
+    assert place.files() == before
+    with pytest.raises(UsageError, match="folded in"):
+        ox.open(grad, preprocess=None)
+    bare = place.root / "bare.onnx"
+    assert run("export", place.model, "-o", bare, *none).exit_code == 0
+    with ox.open(bare, preprocess=None) as explainer:  # which is what it says of itself
+        assert explainer.preprocess is None
+
+
+def without(model, part, name):
+    """The model without one of its inputs, outputs or entries of the metadata."""
+    items = getattr(model.metadata_props if part == "meta" else model.graph, part, model.metadata_props)
+    (found,) = [item for item in items if (item.key if part == "meta" else item.name) == name]
+    items.remove(found)
+
+
+def changed(model, key, value):
+    (found,) = [item for item in model.metadata_props if item.key == key]
+    found.value = value
+
+
+def resized(model, part, name, dim):
+    (found,) = [item for item in getattr(model.graph, part) if item.name == name]
+    found.type.tensor_type.shape.dim[dim].dim_param = "free"
+
+
+BROKEN = {
+    "no space": (lambda m: without(m, "meta", "onnxplain.space"), "lacks onnxplain.space"),
+    "no source": (lambda m: without(m, "meta", "onnxplain.source_sha256"), "lacks onnxplain.source_sha256"),
+    "no preprocessing": (lambda m: without(m, "meta", "onnxplain.preprocess"), "space pixel without preprocessing"),
+    "no objectives": (lambda m: without(m, "meta", "onnxplain.objectives"), "objectives"),
+    "no JSON": (lambda m: changed(m, "onnxplain.objectives", "{"), "objectives"),
+    "other codes": (lambda m: changed(m, "onnxplain.objectives", '{"logit": 1}'), "objectives"),
+    "odd space": (lambda m: changed(m, "onnxplain.space", "outer"), "unknown space 'outer'"),
+    "stale preprocessing": (lambda m: changed(m, "onnxplain.space", "model"), "space model with preprocessing"),
+    "no target": (lambda m: without(m, "input", "onnxplain_target"), "lacks the input onnxplain_target"),
+    "no image": (lambda m: without(m, "input", "x"), "not one image input"),
+    "free height": (lambda m: resized(m, "input", "x", 2), "not one image input"),
+    "no gradient": (lambda m: without(m, "output", "gradient"), "lacks the output gradient"),
+    "free classes": (lambda m: resized(m, "output", "logits", 1), "no logits of shape (N, K)"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_file_that_only_says_that_it_is_a_gradient_model(place, kind):
+    heatmap = place.explained()[0]
+    grad = place.root / "g.onnx"
+    assert run("export", place.model, "-o", grad).exit_code == 0
+    model = onnx.load(grad)
+    damage, words = BROKEN[kind]
+    damage(model)
+    onnx.save(model, grad)
+    words = ("error: ", "says that it is a gradient model", words, "next: ")
+    complain(run("explain", grad, place.photos[0], *FAST, "-o", place.root / "out2"), 5, *words)
+    complain(run("score", grad, heatmap), 5, *words)
+    shown = run("inspect", grad)
+    assert shown.exit_code == 0
+    assert any(line.startswith("problem") and words[2] in line for line in shown.stdout.splitlines())
+    assert json.loads(run("inspect", grad, "--format", "json").stdout)["problems"]
 
 
 def test_an_unexpected_error_is_one_line_and_traceback_shows_the_rest(place, monkeypatch):

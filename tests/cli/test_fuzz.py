@@ -32,6 +32,11 @@ VALUES = [
     "ig", "saliency", "steps=2", "ig.steps=0", "0", "3", "-1", "1e9", "9999999999999999999999", "sum", "none", "json",
     "csv", "rise", "agi_isa", "logits", "attribution", "cpu", "", "=", ".", "\x1b[31m", "ß",
 ]  # fmt: skip
+EXTREME = {
+    "isa": ["eta1=1e400", "eta1=1e39", "eta2=1e-400", "s=1e39", "s=1e-300", "t1=99999999999", "k=99999999999999999999"],
+    "ig": ["steps=99999999999", "steps=1e400", "steps=-1", "baseline=1e39"],
+    "credible": ["kernels=99999999999", "kernels=3,,5", "delta=1e-400", "eta=1e39", "epsilon=1e999", "max_iter=1e9"],
+}
 flags = st.sampled_from(FLAGS)
 values = st.one_of(st.sampled_from(VALUES), st.text(max_size=5).filter(lambda text: "\0" not in text))
 anything = st.lists(st.one_of(flags, values), max_size=9)
@@ -43,7 +48,7 @@ plausible = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(command=st.sampled_from([name for name in COMMANDS if name != "demo"]), args=st.one_of(anything, plausible))
 def test_no_arguments_give_a_traceback(world, command, args):
     args = ["no" if arg == "{root}/m.onnx" and args[:i][-1:] == ["-o"] else arg for i, arg in enumerate(args)]
@@ -53,3 +58,17 @@ def test_no_arguments_give_a_traceback(world, command, args):
     assert "internal error" not in result.output
     if result.exit_code not in (0, 3) and "Usage" not in result.output:
         assert "error: " in result.stderr
+
+
+@pytest.mark.parametrize(("method", "setting"), [(id, setting) for id, all in EXTREME.items() for setting in all])
+def test_no_parameter_gives_a_traceback(world, method, setting):
+    out = world.root / f"{method}-{setting}"
+    result = run("explain", world.model, world.root / "a.png", "--method", method, "--set", setting, "-o", out)
+    assert result.exit_code in (0, 2), result.output
+    assert "internal error" not in result.output
+
+
+@pytest.mark.parametrize("step", ["1", "63", "64", "65", "1" + 22 * "0"])
+def test_no_step_gives_a_traceback(world, step):
+    result = run("score", world.model, world.root / "done" / "a.ig.npz", "--step", step)
+    assert (result.exit_code, result.stderr) == (0, "")

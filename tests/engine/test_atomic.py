@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from onnxplain.engine.atomic import write_atomically
+from onnxplain.engine.atomic import writable_file, writable_folder, write_atomically
 from onnxplain.errors import OutputError
 
 
@@ -94,3 +94,26 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(OutputError, match=r"map\.npz: cannot be written \(Permission denied\)"):
         write_atomically(tmp_path / "map.npz", b"")
+
+
+def test_folders_are_made_and_probed_without_a_trace(tmp_path):
+    writable_folder(tmp_path / "a" / "b")
+    writable_file(tmp_path / "c" / "map.npz")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["a", "a/b", "c"]
+
+
+def test_places_that_will_take_nothing_are_told_beforehand(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="file: cannot be used for results"):
+        writable_folder(tmp_path / "file")
+    with pytest.raises(OutputError, match=r"map\.npz: cannot be written: .*file: cannot be used .*; next: "):
+        writable_file(tmp_path / "file" / "map.npz")
+    with pytest.raises(OutputError, match="it is a folder"):
+        writable_file(tmp_path)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    with pytest.raises(OutputError, match="Permission denied"):
+        writable_file(tmp_path / "map.npz")
