@@ -1,6 +1,6 @@
 """Whether a gradient depends on its batch: the largest difference between batch sizes 1, 2, 3 and 8, per model.
 
-python bench/batches.py ../shared/data/cifar10/models/*.onnx ../shared/data/imagenet/models/*.onnx
+python bench/batches.py MODEL.onnx ...
 """
 
 from __future__ import annotations

@@ -220,6 +220,8 @@ def score_heatmaps(
             "version": version("onnxplain"),
         }
         notes = []
+        if photos and ours is not None and ours.image is not None:
+            notes.append(f"{path}: holds the image that it explains, so --image is not used for it")
         if ours is not None and known.get("model_sha256") != model:
             made = str(known.get("model_sha256"))[:12]
             notes.append(f"{path}: made for another model (SHA-256 {made}..., this one is {model[:12]}...)")

@@ -80,8 +80,6 @@ def halves(
         spec = preprocess
     make = gradient_model if gradient else logits_model
     made = make(model, preprocess=spec, output=output)
-    if spec is None:  # what the source says of its preprocessing was set aside: it must not come back
-        onnx.helper.set_model_props(made, {k: v for k, v in properties(made).items() if k != PREPROCESS_KEY})
     return Halves(forward_model(made), made) if gradient else Halves(made, None)
 
 

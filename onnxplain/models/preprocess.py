@@ -256,7 +256,7 @@ def find(
     looked_for.insert(1, f"{PREPROCESS_KEY} in the model's metadata")
     raise UsageError(
         f"no preprocessing found for {model}; looked for {', '.join(looked_for)} (timm, with pretrained_cfg); "
-        "next: give it with --preprocess FILE, or --preprocess none if the input is ready as it is"
+        "next: give it with --preprocess FILE (export takes --preprocess none too, if the input is ready as it is)"
         if beside
         else f"no preprocessing found for {model}: it lies in memory and its metadata has no {PREPROCESS_KEY}; "
         "next: give preprocess=FILE, or preprocess=None if the input is ready as it is"

@@ -12,6 +12,7 @@ import zipfile
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto
 from tiny import FAST, SPEC, classifier, complain, png_header, run
@@ -269,7 +270,7 @@ def test_a_heatmap_that_cannot_be_used_does_not_stop_the_others(place, kind):
     complain(alone, 1, "error: ", *words)
     assert alone.stdout == ""
     result = run("score", place.model, good[0], bad, good[1], *photo, "--format", "json")
-    complain(result, 3, *words)
+    complain(result, 3, *words, lines=3)  # and that --image is not for our own two
     found = json.loads(result.stdout)
     assert {row["heatmap"] for row in found["rows"]} == {str(good[0]), str(good[1])}
     assert len(found["failed"]) == 1
@@ -495,3 +496,20 @@ def test_a_file_name_that_is_no_text(place):
     out, said = process.communicate()
     assert (process.returncode, said) == (0, b"")
     assert b"udcff" in out
+
+
+def test_an_image_that_is_not_used_is_told(place):
+    """A heatmap file of ours brings its image; --image is for the arrays of other tools beside it."""
+    (heatmap, *_) = place.explained()
+    result = run("score", place.model, heatmap, "--image", place.photos[0])
+    assert result.exit_code == 0
+    assert "so --image is not used for it" in result.stderr
+
+
+def test_channels_last_models_are_told_apart_from_a_wrong_preprocessing(place):
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        last (float[N, 8, 8, 3] x) => (float[N, 192] z) { z = Flatten(x) }"""
+    )
+    path = place.add_model("last.onnx", model)
+    complain(run("explain", path, place.photos[0], "--method", "saliency", "-o", place.out), 5, "channels last")

@@ -102,6 +102,7 @@ def classifier(model: ModelLike, preprocess: PreprocessSpec | None, output: str 
             "onnxplain.head": "softmax",
         }
     )
+    ours.metadata_props.pop(PREPROCESS_KEY, None)  # what is not folded in does not hold
     if preprocess is not None:
         ours.metadata_props[PREPROCESS_KEY] = json.dumps(preprocess.to_dict())
         fold(preprocess, Expr(emit, x))
@@ -147,6 +148,11 @@ def fix_input_size(model: ir.Model, x: ir.Value, preprocess: PreprocessSpec | No
     dims = [d if isinstance(d, int) else None for d in x.shape]
     if preprocess is not None:
         expected = (3, *preprocess.output_size)
+        if len(dims) == 4 and dims[3] == 3 and dims[1] != 3:
+            raise InvalidModel(
+                f"the model's input is {shown(x)}, channels last: photos are supported channels first only; "
+                "next: export it with the layout (N, 3, H, W)"
+            )
         if len(dims) != 4 or any(d not in (None, e) for d, e in zip(dims[1:], expected, strict=True)):
             raise UsageError(
                 f"the preprocessing gives images of shape {expected}, but the model's input is {shown(x)}; "
