@@ -8,8 +8,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from onnx import ModelProto
@@ -18,6 +17,7 @@ from onnxplain.adapters.gradient.prepare import ModelLike
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves
 from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
+from onnxplain.engine.executors.protocol import Closing
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import Method, to_dict
 from onnxplain.engine.methods.baselines import channel_axis
@@ -66,7 +66,7 @@ def open(
     return Explainer(made, batch_size=batch_size, range=range, threads=threads)
 
 
-class Explainer:
+class Explainer(Closing):
     """A gradient model on a device. Made by `open`.
 
     `space` says how its input relates to pixels, `preprocess` how photos become inputs (None if the model does not
@@ -119,14 +119,6 @@ class Explainer:
         self._closed = True
         for executor in self._opened:
             executor.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        self.close()
 
     def logits(self, x: Array) -> Array:
         """Logits (N, K) of images `x` (N, ...), in the dtype of the model."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Self
 
-from onnxplain.engine.executors.protocol import Array, TensorSpec, check_feeds
+from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
 from onnxplain.errors import ExecutionError
 
 
-class FunctionExecutor:
+class FunctionExecutor(Closing):
     """`fn(feeds) -> outputs`, with the specs that it promises to keep."""
 
     def __init__(
@@ -31,11 +29,3 @@ class FunctionExecutor:
 
     def close(self) -> None:
         self._fn = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        self.close()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxplain.engine.executors.protocol import Array, TensorSpec, check_feeds
+from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
 from onnxplain.errors import BackendFailed, BackendMissing, ExecutionError
 
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}  # where its names are not NumPy's
 
 
-class OnnxRuntimeExecutor:
+class OnnxRuntimeExecutor(Closing):
     """An ONNX Runtime session on the CPU.
 
     `threads` bounds the threads inside one operator (0: the runtime decides). `optimise=False` turns the graph
@@ -53,14 +52,6 @@ class OnnxRuntimeExecutor:
 
     def close(self) -> None:
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        self.close()
 
 
 def specs(values: Any) -> dict[str, TensorSpec]:

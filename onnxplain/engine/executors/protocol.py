@@ -58,6 +58,21 @@ class Executor(Protocol):
     ) -> None: ...
 
 
+class Closing:
+    """Something to open with `with`: it closes at the end."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self.close()
+
+
 def check_feeds(inputs: Mapping[str, TensorSpec], feeds: Mapping[str, Array]) -> None:
     """Raise `FeedMismatch` unless `feeds` has exactly the inputs, each of the right dtype and shape."""
     if feeds.keys() != inputs.keys():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as MaxPoolWithIndices
 
-from onnxplain.engine.executors.protocol import Array, TensorSpec, check_feeds
+from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
 from onnxplain.errors import ExecutionError
 
 
@@ -183,7 +182,7 @@ def specs(values: Any) -> dict[str, TensorSpec]:
     return {value.name: spec(value) for value in values}
 
 
-class ReferenceExecutor:
+class ReferenceExecutor(Closing):
     """`onnx.reference.ReferenceEvaluator` behind the executor protocol."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -201,11 +200,3 @@ class ReferenceExecutor:
 
     def close(self) -> None:
         self._evaluator = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        self.close()
