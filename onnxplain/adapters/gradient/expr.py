@@ -175,6 +175,9 @@ class Expr:
     def __gt__(self, other: Operand) -> Expr:
         return op("Greater", self, other)
 
+    def __and__(self, other: Operand) -> Expr:
+        return op("And", self, other)
+
     @property
     def mT(self) -> Expr:
         """The last two axes swapped; of a constant, a new constant in the opposite memory order."""
