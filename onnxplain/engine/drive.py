@@ -2,8 +2,9 @@
 
     programs --requests--> rows, queued by role --batches--> executors --outputs--> answers --> programs
 
-Rows of one role wait in one queue, whoever asked for them; a batch is run when it is full, or when no program can go on
-without it. So data-dependent loops of many images keep the batches full, and no program knows of any other.
+Rows of one role wait in one queue, whoever asked for them. A batch is run when it is full, when no program can go on
+without it, or when its rows have waited long, so that programs end one by one and not all at the end. So data-dependent
+loops of many images keep the batches full, and no program knows of any other.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Result = TypeVar("Result")
 
 LOGITS, GRADIENT = "logits", "gradient"  # the roles
 FINITE = {LOGITS: ("logits",), GRADIENT: ("logits", "gradient")}  # the outputs that may hold no NaN and no Inf
+PATIENCE = 4  # batches: a few rows of one role are not kept waiting for ever by the many of the other
 TARGET, OBJECTIVE = "onnxplain_target", "onnxplain_objective"  # the extra inputs of a gradient model
 
 
@@ -266,6 +268,7 @@ def drive(
     usage = usage if usage is not None else Usage()
     source = enumerate(programs)
     queues: dict[str, deque[tuple[Job[Result], int]]] = {LOGITS: deque(), GRADIENT: deque()}
+    passed_over = {LOGITS: 0, GRADIENT: 0}  # batches that a role's rows have waited for the other one
     exhausted = False
 
     def advance(job: Job[Result], answer: Any) -> Outcome[Result] | None:
@@ -334,14 +337,17 @@ def drive(
     def turns() -> Iterator[Outcome[Result]]:
         nonlocal exhausted
         while True:
-            role = max(queues, key=lambda r: len(queues[r]))
-            if len(queues[role]) < model.batch_size and not exhausted:
+            overdue = next((r for r in queues if queues[r] and passed_over[r] >= PATIENCE), None)
+            role = overdue or max(queues, key=lambda r: len(queues[r]))
+            if overdue is None and len(queues[role]) < model.batch_size and not exhausted:
                 index, program = next(source, (-1, None))
                 if program is None:
                     exhausted = True
                 elif (outcome := advance(Job(index, program), None)) is not None:
                     yield outcome
             elif queues[role]:
+                for other in queues:
+                    passed_over[other] = 0 if other == role else passed_over[other] + bool(queues[other])
                 yield from run_batch(role)
             else:
                 return

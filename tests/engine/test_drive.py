@@ -288,3 +288,20 @@ def test_a_forward_model_gives_no_gradients() -> None:
 def test_a_model_must_say_its_sizes() -> None:
     with pytest.raises(UsageError, match="batch size: expected at least 1, got 0"):
         toys.model_of(toys.TOY_T, batch_size=0)
+
+
+def test_programs_end_one_by_one() -> None:
+    """The few forward rows that a path integral ends with do not wait for the many gradient rows of the others."""
+
+    def path() -> Program[int]:
+        yield Points(np.repeat(IMAGES[:1], 50, axis=0), Objective(Kind.LOGIT, 0))
+        yield Logits(IMAGES[:2])
+        return 1
+
+    usage = Usage()
+    outcomes = drive((path() for _ in range(8)), toys.model_of(toys.TOY_T, batch_size=8), usage=usage)
+    done = [usage.rows[GRADIENT] for _ in outcomes]
+    assert done[0] <= 50 + 8 * 5  # its own rows, and those of the batches that were let pass
+    assert done == sorted(done)
+    assert done[3] <= 4 * 50 + 8 * 5
+    assert usage.calls[GRADIENT] == 50
