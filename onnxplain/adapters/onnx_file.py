@@ -18,19 +18,16 @@ from onnxplain.adapters.gradient.classifier import (
     before_activation,
     forward_model,
     gradient_model,
-    image_input,
     logits_model,
-    logits_output,
     source_sha256,
 )
-from onnxplain.adapters.gradient.differentiate import coverage
 from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
 from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.requests import Kind, log_softmax, softmax
-from onnxplain.errors import ExecutionError, Gap, InvalidModel, ModelError, OnnxplainError, UsageError
+from onnxplain.errors import ExecutionError, Gap, InvalidModel, NotDifferentiable, OnnxplainError, UsageError
 from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec, find
 
 Preprocess: TypeAlias = PreprocessSpec | str | os.PathLike[str] | None
@@ -173,8 +170,13 @@ class Inspection:
     problems: list[str]
 
 
-def inspect(path: str | os.PathLike[str], *, preprocess: str | os.PathLike[str] | None = None) -> Inspection:
-    """Look into a model file without running it. `preprocess` is the path of a specification, if it has one elsewhere.
+def inspect(
+    path: str | os.PathLike[str], *, preprocess: str | os.PathLike[str] | None = AUTO, output: str | None = None
+) -> Inspection:
+    """Look into a model file without running it, and see whether a gradient model can be made of it.
+
+    `preprocess` is "auto", the path of a specification, or None for an input that is ready as it is; `output` names the
+    logits, where there are several float outputs.
 
     Raises:
         InvalidModel: the file is missing or cannot be read. Anything less is listed under `problems`.
@@ -184,23 +186,25 @@ def inspect(path: str | os.PathLike[str], *, preprocess: str | os.PathLike[str] 
     is_gradient = GRADIENT_MODEL_KEY in meta
     problems: list[str] = []
     gaps: list[Gap] = []
+    spec, where = None, None
+    if preprocess is None:
+        where = "none: the input is ready as it is"
+    else:
+        try:
+            spec, where = find(Path(path), given=None if preprocess == AUTO else Path(preprocess), metadata=meta)
+        except UsageError as error:
+            where = str(error)
+        except OnnxplainError as error:
+            problems.append(str(error))
     if is_gradient:
         problems += filter(None, [gradient_model_problem(ours)])
     else:
         try:
-            graph = prepare(path).graph
-            image_input(graph)
-            logits_output(graph, None)
-            gaps = list(coverage(path).gaps)
-        except ModelError as error:
+            gradient_model(path, preprocess=spec, output=output)
+        except NotDifferentiable as error:
+            gaps = list(error.gaps)
+        except OnnxplainError as error:
             problems.append(str(error))
-    spec, where = None, None
-    try:
-        spec, where = find(Path(path), given=None if preprocess is None else Path(preprocess), metadata=meta)
-    except UsageError as error:
-        where = str(error)
-    except OnnxplainError as error:
-        problems.append(str(error))
     return Inspection(
         model=str(path),
         sha256=source_sha256(path),

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
-
 from onnxplain.cli import options
 from onnxplain.cli.tables import as_json
 from onnxplain.cli.terminal import result
@@ -19,9 +17,10 @@ if TYPE_CHECKING:
 
 @options.command("inspect")
 @options.model
-@click.option("--preprocess", type=options.FILE, metavar="FILE", help="The classifier's preprocessor_config.json.")
+@options.preprocess
+@options.output_name
 @options.format("text", "json")
-def command(model: Path, preprocess: Path | None, form: str) -> None:
+def command(model: Path, preprocess: str | None, output_name: str | None, form: str) -> None:
     """Show what is in a model, its preprocessing, and whether it can be explained.
 
     Operators without a gradient rule are listed, and are no error here.
@@ -33,7 +32,7 @@ def command(model: Path, preprocess: Path | None, form: str) -> None:
     """
     from onnxplain.adapters.onnx_file import inspect
 
-    found = inspect(model, preprocess=preprocess)
+    found = inspect(model, preprocess=options.preprocess_of(preprocess), output=output_name)
     result(as_json(asdict(found)) if form == "json" else text(found))
 
 

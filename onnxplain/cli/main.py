@@ -48,6 +48,9 @@ class Commands(click.RichGroup):
             code = error.exit_code
         except click.Abort:
             code = 1
+        except OSError as error:  # of help and version, whose writing is click's; a closed pipe is click's business too
+            click.echo(f"error: standard output: cannot be written ({error.strerror}); next: make room", err=True)
+            code = 1
         if standalone_mode:
             sys.exit(code)
         return code

@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from PIL import Image
 from tiny import FAST, SPEC, classifier, run
@@ -472,3 +473,38 @@ def test_ctrl_c_while_scoring_prints_and_writes_what_is_finished(place, monkeypa
     else:
         assert "insertion auc" in result.stdout
     assert len(list(csv.DictReader(io.StringIO(rows.read_text())))) == 2 * 5
+
+
+def test_inspect_tells_what_explain_would(place):
+    """A flat input, logits that do not depend on the image, two outputs to choose from: found here, not later."""
+    flat = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]> flat (float[N, 8] x) => (float[N, 8] z) { z = Tanh(x) }"""
+    )
+    constant = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]> c (float[N, 3, 8, 8] x) => (float[N, 192] z)
+        { f = Flatten(x) z = Sign(f) }"""
+    )
+    for name, model, words in (
+        ("flat", flat, "but the model's input is"),
+        ("c", constant, "do not depend on the image"),
+    ):
+        (problem,) = json.loads(run("inspect", place.add_model(f"{name}.onnx", model), "--format", "json").stdout)[
+            "problems"
+        ]
+        assert words in problem
+    two = place.add_model("two.onnx", classifier(outputs=2))
+    assert json.loads(run("inspect", two, "--format", "json").stdout)["problems"]
+    assert not json.loads(run("inspect", two, "--output-name", "logits", "--format", "json").stdout)["problems"]
+    plain = json.loads(run("inspect", place.model, "--preprocess", "none", "--format", "json").stdout)
+    assert not plain["problems"]
+    assert plain["preprocess"] is None
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk to write to here")
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_a_full_disk_is_told_by_help_and_version_too(flag):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "onnxplain", flag], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output")
+    assert "Traceback" not in done.stderr
