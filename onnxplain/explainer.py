@@ -14,7 +14,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxplain.adapters.gradient.prepare import ModelLike
-from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves
+from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, properties
 from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.protocol import Closing
@@ -27,6 +27,7 @@ from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError
 from onnxplain.models.labels import labels_for
 from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find
 
+ROUNDING = 0.01  # how far a pixel may lie out of range: images are resized and scaled by others
 Target: TypeAlias = int | Sequence[int] | Array | None
 
 
@@ -82,7 +83,7 @@ class Explainer(Closing):
         range: tuple[float, float] | None = None,
         threads: int = 0,
     ) -> None:
-        self.metadata = {entry.key: entry.value for entry in model.logits.metadata_props}
+        self.metadata = properties(model.logits)
         self.preprocess: PreprocessSpec | None = None
         if PREPROCESS_KEY in self.metadata:
             self.preprocess = find(None, metadata=self.metadata)[0]
@@ -194,10 +195,10 @@ class Explainer(Closing):
         return self._explain(self._fit(x[None])[0], method, target, seed)
 
     def _explain(self, x: Array, method: Method, target: int | Array | None, seed: int) -> Program[Explanation]:
-        low, high = float(np.min(self.space.low)) - 0.01, float(np.max(self.space.high)) + 0.01
-        if x.min() < low or x.max() > high:
+        low, high = float(np.min(self.space.low)), float(np.max(self.space.high))
+        if x.min() < low - ROUNDING or x.max() > high + ROUNDING:
             raise FeedMismatch(
-                f"pixels from {x.min():.4g} to {x.max():.4g}: the model takes {low + 0.01:g} to {high - 0.01:g}; "
+                f"pixels from {x.min():.4g} to {x.max():.4g}: the model takes {low:g} to {high:g}; "
                 "next: scale the image (models.preprocess.to_input does)"
             )
         logits = (yield Logits(x[None]))[0]

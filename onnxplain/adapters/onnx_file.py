@@ -15,6 +15,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxplain.adapters.gradient.classifier import (
+    OBJECTIVES,
+    OUTPUTS,
     before_activation,
     forward_model,
     gradient_model,
@@ -26,9 +28,9 @@ from onnxplain.adapters.gradient.sweep import FLOATS, kind
 from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
-from onnxplain.engine.requests import Kind, log_softmax, softmax
+from onnxplain.engine.requests import log_softmax, softmax
 from onnxplain.errors import ExecutionError, Gap, InvalidModel, NotDifferentiable, OnnxplainError, UsageError
-from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec, find
+from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec, find, normalise
 
 Preprocess: TypeAlias = PreprocessSpec | str | os.PathLike[str] | None
 
@@ -83,10 +85,6 @@ def halves(
 def properties(model: onnx.ModelProto) -> dict[str, str]:
     """The `metadata_props` of a model."""
     return {entry.key: entry.value for entry in model.metadata_props}
-
-
-OUTPUTS = ("logits", "value", "gradient")
-OBJECTIVES = {kind.name.lower(): int(kind) for kind in Kind}
 
 
 def gradient_model_problem(model: ir.Model) -> str | None:
@@ -333,11 +331,7 @@ def verified(
         worst, largest = 0.0, 1.0
         for _ in range(4):
             x = draw.random((1, *(int(d or 1) for d in input.shape[1:])))
-            model_space = x
-            if spec is not None:
-                space = spec.space()
-                model_space = (x - space.zero.astype(np.float64)) / space.scale.astype(np.float64)
-                model_space = model_space[:, ::-1] if spec.do_flip_channel_order else model_space
+            model_space = x if spec is None else normalise(x, spec)
             (mine,) = ours({name: x.astype(input.dtype)}).values()
             mine = mine if after is None else after(mine)
             answer = theirs({given: np.ascontiguousarray(model_space, input.dtype)})[str(named.name)].reshape(

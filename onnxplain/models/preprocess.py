@@ -201,10 +201,10 @@ def to_input(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / np.float32(255)
 
 
-def normalise(x: NDArray[np.float32], spec: PreprocessSpec) -> NDArray[np.float32]:
-    """RGB in [0,1], float32 (...,3,H,W), to model space: the input of the classifier as it was trained."""
+def normalise(x: NDArray[Any], spec: PreprocessSpec) -> NDArray[Any]:
+    """RGB in [0,1], floats (...,3,H,W), to model space in their dtype: the input that the classifier was trained on."""
     space = spec.space()
-    out = ((x - space.zero) / space.scale).astype(np.float32)
+    out = ((x - space.zero) / space.scale).astype(x.dtype)
     return np.ascontiguousarray(out[..., ::-1, :, :]) if spec.do_flip_channel_order else out
 
 

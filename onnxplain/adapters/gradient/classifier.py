@@ -23,6 +23,8 @@ from onnxplain.errors import InvalidModel, UsageError
 from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec
 
 BATCH = "N"
+OUTPUTS = ("logits", "value", "gradient")  # of a gradient model
+OBJECTIVES = {kind.name.lower(): int(kind) for kind in Kind}  # and the codes of its objectives
 
 
 def gradient_model(
@@ -52,13 +54,10 @@ def gradient_model(
         gradients = pull_back(graph, z.emit, {z.value: cotangent}, [x.value])
     if x.value not in gradients:
         raise InvalidModel("the logits do not depend on the image through any derivative; next: name another output")
-    graph.outputs[:] = [
-        named(z, "logits"),
-        named(value, "value"),
-        named(gradients[x.value], "gradient", x.value.shape),
-    ]
+    logits, explained, gradient = OUTPUTS
+    graph.outputs[:] = [named(z, logits), named(value, explained), named(gradients[x.value], gradient, x.value.shape)]
     ours.metadata_props[GRADIENT_MODEL_KEY] = "1"
-    ours.metadata_props["onnxplain.objectives"] = json.dumps({kind.name.lower(): int(kind) for kind in Kind})
+    ours.metadata_props["onnxplain.objectives"] = json.dumps(OBJECTIVES)
     with blaming(model):
         return finish(ours)
 
@@ -129,7 +128,7 @@ def image_input(graph: ir.Graph) -> ir.Value:
     if len(graph.inputs) != 1:
         raise InvalidModel(f"expected one image input, got {len(graph.inputs)} inputs: {described}")
     (x,) = graph.inputs
-    if x.name in (TARGET, OBJECTIVE, "logits", "value", "gradient"):
+    if x.name in (TARGET, OBJECTIVE, *OUTPUTS):
         raise InvalidModel(f"the image input is called {x.name}, a name that a gradient model needs; next: rename it")
     if x.dtype not in FLOATS or x.shape is None or len(x.shape) < 2:
         raise InvalidModel(f"expected a float image input of shape (N, C, H, W), got {described}")
