@@ -1,7 +1,7 @@
 """Every gradient rule against laws that do not know how it was written.
 
 The first law: the pull-back is the adjoint of the derivative, <ȳ, J v> = <Jᵀ ȳ, v>, with J v taken from forward values
-alone. The samples are in `samples.py`; the second half of the page takes ONNX's own node cases instead.
+alone. The samples are in `samples/`; the second half of the page takes ONNX's own node cases instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 import onnx
 import onnx.backend.test.case.node as node_cases
 import pytest
-from conformance.samples import SAMPLES, TIED, Const, Sample, adjoint_gap, directions, infer, slope, tie_gap
+from conformance.samples import SAMPLES
+from conformance.samples.pool import TIED, tie_gap
+from conformance.samples.sample import Const, Sample, adjoint_gap, directions, infer, slope
 
 from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.adapters.gradient.differentiate import differentiate

@@ -1,0 +1,47 @@
+"""Convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conformance.samples.sample import Sample, node, normal, other, weights
+
+
+def conv(x: tuple[int, ...], w: tuple[int, ...], **more: Any) -> Sample:
+    return node("Conv", normal(*x), weights(*w), **more)
+
+
+SAMPLES = [
+    conv((2, 3, 8), (4, 3, 3)),
+    conv((2, 3, 9), (4, 3, 3), strides=[2], pads=[1, 1]),
+    conv((2, 3, 9), (4, 3, 3), strides=[3], dilations=[2], pads=[3, 0]),
+    conv((2, 3, 6, 7), (4, 3, 1, 1)),
+    conv((2, 3, 6, 7), (3, 3, 3, 3), pads=[1, 1, 1, 1], label="square"),
+    conv((2, 3, 6, 7), (4, 3, 3, 2), pads=[0, 1, 2, 0]),
+    conv((2, 3, 6, 7), (4, 3, 3, 3), dilations=[2, 1], pads=[2, 1, 2, 1]),
+    conv((2, 3, 6, 7), (4, 3, 2, 3), pads=[3, 4, 2, 3], label="wide pads"),
+    conv((2, 3, 6, 7), (4, 3, 1, 1), pads=[2, 1, 0, 3], label="wide pads"),
+    conv((2, 3, 9, 8), (4, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1]),
+    conv((2, 3, 9, 8), (4, 3, 3, 3), strides=[2, 2]),
+    conv((2, 3, 9, 8), (4, 3, 1, 1), strides=[2, 2]),
+    conv((2, 3, 9, 8), (4, 3, 1, 1), strides=[3, 2], pads=[2, 0, 1, 3], label="wide pads"),
+    conv((2, 3, 9, 8), (4, 3, 3, 2), strides=[2, 3], pads=[0, 1, 1, 0]),
+    conv((2, 3, 9, 8), (4, 3, 2, 2), strides=[3, 3], label="gaps"),
+    conv((2, 3, 12, 12), (4, 3, 7, 7), strides=[4, 4], pads=[2, 2, 2, 2], label="left over"),
+    conv((2, 3, 9, 10), (4, 3, 3, 2), strides=[2, 1], dilations=[2, 3], pads=[2, 1, 0, 2]),
+    conv((2, 3, 9, 10), (4, 3, 2, 2), strides=[2, 2], dilations=[3, 3], pads=[1, 1, 1, 1], label="even dilation"),
+    conv((2, 4, 6, 6), (4, 1, 3, 3), group=4, pads=[1, 1, 1, 1], label="depthwise"),
+    conv((2, 4, 7, 7), (8, 1, 3, 3), group=4, pads=[1, 1, 1, 1], strides=[2, 2], label="depthwise"),
+    conv((2, 4, 6, 6), (6, 2, 3, 3), group=2, pads=[1, 0, 1, 0]),
+    conv((2, 4, 7, 6), (6, 2, 3, 3), group=2, strides=[2, 1], dilations=[1, 2], pads=[0, 2, 1, 1]),
+    conv((2, 3, 7, 8), (4, 3, 3, 3), auto_pad="SAME_UPPER", strides=[2, 2]),
+    conv((2, 3, 7, 8), (4, 3, 2, 4), auto_pad="SAME_LOWER", strides=[1, 2]),
+    conv((2, 3, 7, 8), (4, 3, 2, 2), auto_pad="SAME_LOWER"),
+    conv((2, 3, 7, 8), (4, 3, 2, 4), auto_pad="SAME_UPPER", kernel_shape=[2, 4]),
+    conv((2, 3, 7, 8), (4, 3, 3, 3), auto_pad="VALID", strides=[2, 1]),
+    conv((1, 2, 5, 4, 6), (3, 2, 2, 3, 2), pads=[1, 1, 0, 0, 1, 1]),
+    conv((1, 2, 5, 6, 7), (4, 1, 3, 2, 3), group=2, strides=[2, 2, 1], dilations=[1, 2, 2], pads=[1, 0, 2, 1, 1, 1]),
+    node("Conv", normal(2, 3, 6, 6), weights(4, 3, 3, 3), normal(4), pads=[1, 1, 1, 1], label="bias"),
+    node("Conv", normal(2, 3, 6, 6), other(4, 3, 3, 3), wrt=(0,), pads=[1, 1, 0, 0], label="run-time weights"),
+    node("Conv", normal(2, 3, 7, 6), other(4, 3, 3, 3), wrt=(0,), strides=[2, 2], label="run-time weights"),
+]
