@@ -26,22 +26,32 @@ class Erf(OpRun):
 
 
 class Pad(OpRun):
-    """Pad that crops where a width is negative, which the evaluator's own refuses. Constant borders only."""
+    """Pad that crops where a width is negative, which the evaluator's own refuses."""
 
     op_domain = ""
 
     def _run(
         self, x: Array, pads: Array, value: Array | None = None, axes: Array | None = None, mode: str | None = None
     ) -> tuple[Array]:
-        if mode not in (None, "constant"):
-            raise NotImplementedError(f"Pad in mode {mode}")
+        fill: Any = {"constant_values": 0 if value is None else value.item()} if mode in (None, "constant") else {}
         over = range(x.ndim) if axes is None else axes.tolist()
         for axis, before, after in zip(over, *np.split(pads, 2), strict=True):
             x = np.moveaxis(x, axis, 0)
             x = x[max(-before, 0) : len(x) + min(after, 0)]
             border = [(max(before, 0), max(after, 0)), *[(0, 0)] * (x.ndim - 1)]
-            x = np.moveaxis(np.pad(x, border, constant_values=0 if value is None else value.item()), 0, axis)
+            x = np.moveaxis(np.pad(x, border, mode or "constant", **fill), 0, axis)
         return (x,)
+
+
+class GatherElements(OpRun):
+    """GatherElements for indices smaller than the data, which the evaluator's own refuses."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, indices: Array, axis: int | None = None) -> tuple[Array]:
+        where = list(np.indices(indices.shape))
+        where[axis or 0] = indices
+        return (x[tuple(where)],)
 
 
 class MaxPool(MaxPoolWithIndices):
@@ -186,7 +196,7 @@ class ReferenceExecutor(Closing):
     """`onnx.reference.ReferenceEvaluator` behind the executor protocol."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        operators = [Erf, Pad, MaxPool, AveragePool, ConvTranspose]
+        operators = [Erf, Pad, GatherElements, MaxPool, AveragePool, ConvTranspose]
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model, new_ops=operators)
         constants = {tensor.name for tensor in model.graph.initializer}
         self.inputs: Mapping[str, TensorSpec] = specs(v for v in model.graph.input if v.name not in constants)
