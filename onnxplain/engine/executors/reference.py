@@ -11,6 +11,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as MaxPoolWithIndices
+from onnx.reference.ops.op_resize import Resize as InFloat32
 
 from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
 from onnxplain.errors import ExecutionError
@@ -140,6 +141,21 @@ def taps(
     return np.stack([np.moveaxis(part, 0, 2 + axis) for part in seen])
 
 
+class Resize(InFloat32):
+    """Resize with weights in float64, also along axes that are counted from the end."""
+
+    op_domain = ""
+
+    def _run(  # type: ignore[override]
+        self, x: Array, roi: Array | None, scales: Array | None = None, sizes: Array | None = None, **attributes: Any
+    ) -> tuple[Array]:
+        wide = [None if part is None else part.astype(np.float64) for part in (roi, scales)]
+        attributes["cubic_coeff_a"] = float(attributes["cubic_coeff_a"])
+        if attributes.get("axes") is not None:
+            attributes["axes"] = [axis % x.ndim for axis in attributes["axes"]]
+        return tuple(super()._run(x, *wide, sizes, **attributes))
+
+
 class ConvTranspose(OpRun):
     """ConvTranspose by its definition, for explicit pads: the evaluator's own fails for several groups."""
 
@@ -196,7 +212,7 @@ class ReferenceExecutor(Closing):
     """`onnx.reference.ReferenceEvaluator` behind the executor protocol."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        operators = [Erf, Pad, GatherElements, MaxPool, AveragePool, ConvTranspose]
+        operators = [Erf, Pad, GatherElements, MaxPool, AveragePool, Resize, ConvTranspose]
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model, new_ops=operators)
         constants = {tensor.name for tensor in model.graph.initializer}
         self.inputs: Mapping[str, TensorSpec] = specs(v for v in model.graph.input if v.name not in constants)

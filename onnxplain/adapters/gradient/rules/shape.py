@@ -168,9 +168,10 @@ def depth_to_space(g: Expr, y: Expr, x: Expr, *, blocksize: int, mode: str = "DC
 
 
 @vjp("SpaceToDepth")
-def space_to_depth(g: Expr, y: Expr, x: Expr, *, blocksize: int) -> Expr:
+def space_to_depth(g: Expr, y: Expr, x: Expr, *, blocksize: int, mode: str = "DCR") -> Expr:
     """Blocks of b x b pixels become channels;  x̄ puts the blocks together again."""
     n, c, h, w = x.shape
     b = blocksize
-    blocks = g.reshape((n, b, b, c, y.shape[2], y.shape[3]))
-    return blocks.transpose((0, 3, 4, 1, 5, 2)).reshape((n, c, h, w))
+    blocks = (b, b, c) if mode == "DCR" else (c, b, b)
+    apart = g.reshape((n, *blocks, y.shape[2], y.shape[3]))
+    return apart.transpose((0, 3, 4, 1, 5, 2) if mode == "DCR" else (0, 1, 4, 2, 5, 3)).reshape((n, c, h, w))
