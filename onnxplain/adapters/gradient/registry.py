@@ -37,10 +37,10 @@ NO_GRADIENT: dict[str, str] = {}  # operator type -> why its derivative is zero 
 
 ALLOWED = frozenset(
     (
-        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Exp", "Expand", "Gather", "Gemm",
-        "Greater", "HardSigmoid", "Identity", "Less", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Not", "OneHot", "Pad",
-        "ReduceSum", "Reshape", "ReverseSequence", "Shape", "Sigmoid", "Sign", "Slice", "Softmax", "Sqrt", "Sub",
-        "Transpose", "Trilu", "Where",
+        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Exp", "Expand", "Gather",
+        "Gemm", "Greater", "HardSigmoid", "Identity", "Less", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Not",
+        "OneHot", "Pad", "ReduceSum", "Reshape", "ReverseSequence", "Shape", "Sigmoid", "Sign", "Slice", "Softmax",
+        "Sqrt", "Sub", "Transpose", "Trilu", "Where",
     )
 )  # fmt: skip
 

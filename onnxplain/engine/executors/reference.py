@@ -40,7 +40,8 @@ class Pad(OpRun):
             x = np.moveaxis(x, axis, 0)
             x = x[max(-before, 0) : len(x) + min(after, 0)]
             border = [(max(before, 0), max(after, 0)), *[(0, 0)] * (x.ndim - 1)]
-            x = np.moveaxis(np.pad(x, border, mode or "constant", **fill), 0, axis)
+            how: Any = mode or "constant"
+            x = np.moveaxis(np.pad(x, border, how, **fill), 0, axis)
         return (x,)
 
 
@@ -50,7 +51,7 @@ class GatherElements(OpRun):
     op_domain = ""
 
     def _run(self, x: Array, indices: Array, axis: int | None = None) -> tuple[Array]:
-        where = list(np.indices(indices.shape))
+        where: list[Array] = list(np.indices(indices.shape))
         where[axis or 0] = indices
         return (x[tuple(where)],)
 
@@ -149,11 +150,11 @@ class Resize(InFloat32):
     def _run(  # type: ignore[override]
         self, x: Array, roi: Array | None, scales: Array | None = None, sizes: Array | None = None, **attributes: Any
     ) -> tuple[Array]:
-        wide = [None if part is None else part.astype(np.float64) for part in (roi, scales)]
+        wide: Any = [None if part is None else part.astype(np.float64) for part in (roi, scales)]
         attributes["cubic_coeff_a"] = float(attributes["cubic_coeff_a"])
         if attributes.get("axes") is not None:
             attributes["axes"] = [axis % x.ndim for axis in attributes["axes"]]
-        return tuple(super()._run(x, *wide, sizes, **attributes))
+        return tuple(InFloat32._run(self, x, *wide, sizes, **attributes))  # type: ignore[call-arg]
 
 
 class ConvTranspose(OpRun):

@@ -23,7 +23,7 @@ def crop(x: tuple[int, ...], region: list[float], sizes: list[int], **more: Any)
     return node("Resize", normal(*x), Const(np.asarray(region, np.float32)), None, ints(*sizes), **more)
 
 
-PICTURE = (2, 3, 4, 5)
+PICTURE, BIG = (2, 3, 4, 5), (2, 3, 5, 6)
 PYTORCH = {"coordinate_transformation_mode": "pytorch_half_pixel"}
 CORNERS = {"coordinate_transformation_mode": "align_corners"}
 ASYMMETRIC = {"coordinate_transformation_mode": "asymmetric"}
@@ -54,8 +54,8 @@ SAMPLES = [
     to((2, 3, 6, 7), [4, 4], axes=[2, 3], mode="cubic", antialias=1, **PYTORCH),
     to((2, 3, 4, 6), [9, 9], axes=[2, 3], mode="linear", keep_aspect_ratio_policy="not_larger"),
     to((2, 3, 4, 6), [9, 9], axes=[3, 2], mode="linear", keep_aspect_ratio_policy="not_smaller"),
-    crop((2, 3, 5, 6), [0, 0, 0.25, 0.1, 1, 1, 0.85, 0.75], [2, 3, 4, 3], mode="linear", free=()),
-    crop((2, 3, 5, 6), [0, 0, -0.3, 0.1, 1, 1, 0.85, 1.4], [2, 3, 4, 4], mode="linear", extrapolation_value=9.0, free=()),
-    crop((2, 3, 5, 6), [-0.3, 0.15, 0.8, 1.4], [7, 4], axes=[2, 3]),
+    crop(BIG, [0.25, 0.1, 0.85, 0.75], [4, 3], axes=[2, 3], mode="linear"),
+    crop(BIG, [0, 0, -0.3, 0.1, 1, 1, 0.85, 1.4], [2, 3, 4, 4], mode="linear", extrapolation_value=9.0, free=()),
+    crop(BIG, [-0.3, 0.15, 0.8, 1.4], [7, 4], axes=[2, 3]),
     by(PICTURE, [1, 1, 1, 1], label="nothing"),
 ]

@@ -6,7 +6,7 @@ M is made here, in float64, as ONNX defines it. The nearest element is a selecti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,33 @@ class Line:
     scale: float  # may differ from count / size, which is whole numbers
     start: float = 0.0  # the region that tf_crop_and_resize takes, as parts of the axis
     end: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """How an element of y comes from x's elements around its place."""
+
+    name: str
+    nearest: str
+    cubic: float
+    antialias: bool
+    exclude_outside: bool
+    extrapolate: bool  # what lies outside of x is not x's
+
+    def map(self, where: Array, line: Line) -> Array:
+        """M as a matrix (outputs, inputs); for the nearest element as places, -1 where y is not x's."""
+        beyond = (where < 0) | (where > line.size - 1) if self.extrapolate else np.zeros(len(where), bool)
+        if self.name == "nearest":
+            if self.antialias or self.exclude_outside:
+                raise UnsupportedCase("antialias or exclude_outside in mode nearest")
+            places = np.clip(ROUND[self.nearest](where), 0, line.size - 1)
+            return np.where(beyond, -1, places).astype(np.int64)
+        weigh, reach = (linear, 1) if self.name == "linear" else (cubic(self.cubic), 2)
+        stretch = min(line.scale, 1.0) if self.antialias else 1.0
+        inside = np.where(beyond, 0, where).astype(np.float64)
+        matrix = interpolation(inside, line.size, weigh, reach, stretch, self.exclude_outside)
+        matrix[beyond] = 0
+        return matrix
 
 
 @vjp("Resize")
@@ -50,29 +77,24 @@ def resize(
 ) -> tuple[Any, ...]:
     """y = M x along each axis;  x̄ = Mᵀ ȳ. What is extrapolated does not depend on x."""
     crop = coordinate_transformation_mode == "tf_crop_and_resize"
+    how = Mode(
+        name=mode,
+        nearest=nearest_mode,
+        cubic=cubic_coeff_a,
+        antialias=bool(antialias),
+        exclude_outside=bool(exclude_outside),
+        extrapolate=crop,
+    )
     over = [a % x.rank for a in axes] if axes is not None else list(range(x.rank))
     for line in lines(x, y, over, roi if crop else None, scales, sizes, keep_aspect_ratio_policy):
-        readings = [
-            matrix_or_places(
-                where,
-                line,
-                mode=mode,
-                nearest_mode=nearest_mode,
-                cubic_coeff_a=cubic_coeff_a,
-                antialias=bool(antialias),
-                exclude_outside=bool(exclude_outside),
-                crop=crop,
-            )
-            for where in coordinates(coordinate_transformation_mode, line)
-        ]
-        if not all(np.abs(other - readings[0]).max() < CONTESTED for other in readings[1:]):
+        first, *readings = [how.map(where, line) for where in coordinates(coordinate_transformation_mode, line)]
+        if not all(np.abs(other - first).max() < CONTESTED for other in readings):
             raise UnsupportedCase(
                 f"from {line.size} to {line.count} elements in mode {mode}, {coordinate_transformation_mode}, where "
                 "runtimes or rounding differ about an element; next: give a scale that makes whole sizes"
             )
-        adjoint = put_back if mode == "nearest" else lambda g, axis, matrix, _: pull(g, axis, matrix)
-        g = adjoint(g, line.axis, readings[0], line.size)
-    return (g.like(x), None, None, None)
+        g = put_back(g, line.axis, first, line.size) if mode == "nearest" else pull(g, line.axis, first)
+    return g.like(x), None, None, None
 
 
 CONTESTED = 1e-3  # rounding in float32 changes a weight by some 1e-5; another reading of the text by 1e-2 and more
@@ -122,55 +144,29 @@ def coordinates(kind: str, line: Line) -> list[Array]:
 
 
 def locate(kind: str, line: Line, dtype: type[np.floating[Any]], width: float, single: float) -> Array:
-    """The coordinates of y's elements in x by the formulas of the operator's page."""
-    t, size, count, scale, start, end = (
-        np.asarray(v, dtype) for v in (np.arange(line.count), line.size, line.count, line.scale, line.start, line.end)
-    )
-    half = (t + dtype(0.5)) / scale - dtype(0.5)
-    between = dtype(width) - dtype(1)
-    if kind == "half_pixel":
-        return half
-    if kind == "pytorch_half_pixel":
-        return half if width != 1 else np.full_like(t, single)
-    if kind == "asymmetric":
-        return t / scale
-    if kind == "align_corners":
-        return t * (size - 1) / between if width != 1 else 0 * t
-    if kind == "half_pixel_symmetric":
-        return size / 2 * (1 - count / (scale * size)) + half
-    if kind == "tf_crop_and_resize":
-        if width == 1:
-            return np.full_like(t, dtype(0.5) * (start + end) * (size - 1))
-        return start * (size - 1) + t * (end - start) * (size - 1) / between
-    raise UnsupportedCase(f"coordinate_transformation_mode {kind}")
+    """The coordinates of y's elements in x by the formulas of the operator's page, for y of `width` elements."""
+    t = np.arange(line.count, dtype=dtype)
+    numbers = (line.size, line.count, line.scale, line.start, line.end, width)
+    size, count, scale, start, end, span = (np.asarray(number, dtype) for number in numbers)
+    where: Any = (t + dtype(0.5)) / scale - dtype(0.5)
+    if kind == "pytorch_half_pixel" and width == 1:
+        where = np.full_like(t, single)
+    elif kind == "asymmetric":
+        where = t / scale
+    elif kind == "align_corners":
+        where = t * (size - 1) / (span - 1) if width != 1 else 0 * t
+    elif kind == "half_pixel_symmetric":
+        where = size / 2 * (1 - count / (scale * size)) + where
+    elif kind == "tf_crop_and_resize" and width == 1:
+        where = np.full_like(t, (start + end) * (size - 1) / 2)
+    elif kind == "tf_crop_and_resize":
+        where = start * (size - 1) + t * (end - start) * (size - 1) / (span - 1)
+    elif kind not in ("half_pixel", "pytorch_half_pixel"):
+        raise UnsupportedCase(f"coordinate_transformation_mode {kind}")
+    return np.asarray(where)
 
 
-def matrix_or_places(
-    where: Array,
-    line: Line,
-    *,
-    mode: str,
-    nearest_mode: str,
-    cubic_coeff_a: float,
-    antialias: bool,
-    exclude_outside: bool,
-    crop: bool,
-) -> Array:
-    """M for one axis, as a matrix (outputs, inputs); for the nearest element as places, -1 where nothing is taken."""
-    outside = (where < 0) | (where > line.size - 1) if crop else np.zeros(len(where), bool)
-    if mode == "nearest":
-        if antialias or exclude_outside:
-            raise UnsupportedCase("antialias or exclude_outside in mode nearest")
-        return np.where(outside, -1, np.clip(ROUND[nearest_mode](where), 0, line.size - 1).astype(np.int64))
-    weigh, reach = (linear, 1) if mode == "linear" else (cubic(cubic_coeff_a), 2)
-    stretch = min(line.scale, 1.0) if antialias else 1.0
-    inside = np.clip(where, 0, line.size - 1) if crop else where
-    matrix = interpolation(inside.astype(np.float64), line.size, weigh, reach, stretch, exclude_outside)
-    matrix[outside] = 0
-    return matrix
-
-
-ROUND = {
+ROUND: dict[str, Callable[[Array], Array]] = {
     "round_prefer_floor": lambda where: np.ceil(where - where.dtype.type(0.5)),
     "round_prefer_ceil": lambda where: np.floor(where + where.dtype.type(0.5)),
     "floor": np.floor,
@@ -180,10 +176,10 @@ ROUND = {
 
 def linear(distance: Array) -> Array:
     """1 - |d|, the weight of an element at the distance d."""
-    return np.maximum(1 - np.abs(distance), 0)
+    return np.asarray(np.maximum(1 - np.abs(distance), 0))
 
 
-def cubic(a: float) -> Any:
+def cubic(a: float) -> Callable[[Array], Array]:
     """Keys' cubic convolution."""
 
     def weigh(distance: Array) -> Array:
@@ -195,7 +191,9 @@ def cubic(a: float) -> Any:
     return weigh
 
 
-def interpolation(where: Array, size: int, weigh: Any, reach: int, stretch: float, exclude_outside: bool) -> Array:
+def interpolation(
+    where: Array, size: int, weigh: Callable[[Array], Array], reach: int, stretch: float, exclude_outside: bool
+) -> Array:
     """The weights of all elements of x for each place. What lies outside of x is its nearest element, or excluded."""
     furthest = max(-where.min(), where.max() - (size - 1), 0)
     border = math.ceil(furthest + reach / stretch) + 1

@@ -87,9 +87,7 @@ def scatter_nd(g: Expr, y: Expr, x: Expr, indices: Expr, updates: Expr, *, reduc
     return scattered(g, x, updates, places, rest, reduction)
 
 
-def scattered(
-    g: Expr, x: Expr, updates: Expr, places: Array, rest: tuple[Any, ...], reduction: str
-) -> tuple[Any, ...]:
+def scattered(g: Expr, x: Expr, updates: Expr, places: Array, rest: tuple[Any, ...], reduction: str) -> tuple[Any, ...]:
     """The cotangents of x and of its updates; `rest` are the last axes of x, which an index takes whole."""
     if reduction not in ("none", "add"):
         raise UnsupportedCase(f"reduction {reduction}")
@@ -102,7 +100,7 @@ def scattered(
             return g
         kept = np.ones(fixed(leading), g.dtype)
         kept[places] = 0
-        return g * g.emit.constant(kept.reshape(*map(int, leading), *(1 for _ in rest)))
+        return g * g.emit.constant(kept.reshape([x.size(a) if a < len(leading) else 1 for a in range(x.rank)]))
 
     def update() -> Expr:
         return op("Gather", g.reshape((fixed(leading), *rest)), places, axis=0).reshape(updates.shape)
@@ -118,7 +116,7 @@ def counted(indices: Array, size: int) -> Array:
 def element_places(x: Expr, indices: Array, axis: int) -> Array:
     """Where in the flat x the elements lie that differ from their own place along one axis only."""
     shape = tuple(x.size(a) for a in range(x.rank))
-    where = list(np.indices(indices.shape))
+    where: list[Array] = list(np.indices(indices.shape))
     where[axis] = counted(indices, shape[axis])
     return np.ravel_multi_index(tuple(where), shape).ravel()
 
@@ -127,15 +125,13 @@ def slice_places(x: Expr, indices: Array, batch_dims: int) -> tuple[Array, tuple
     """Which rows of x are taken if its indexed axes are made one, and the axes that are taken whole."""
     deep = batch_dims + indices.shape[-1]
     shape = tuple(x.size(a) for a in range(deep))
-    where = list(np.indices(indices.shape[:-1])[:batch_dims])
+    where: list[Array] = list(np.indices(indices.shape[:-1])[:batch_dims])
     where += [counted(part, shape[batch_dims + i]) for i, part in enumerate(np.moveaxis(indices, -1, 0))]
     return np.ravel_multi_index(tuple(where), shape).ravel(), x.shape[deep:]
 
 
 @vjp("TopK")
-def top_k(
-    g: Any, y: Any, x: Expr, k: Expr, *, axis: int = -1, largest: int = 1, sorted: int = 1
-) -> tuple[Any, ...]:
+def top_k(g: Any, y: Any, x: Expr, k: Expr, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Any, ...]:
     """y_j = x_i(j), the k largest;  x̄_i = Σ_j ȳ_j [i(j) = i], with the indices that the operator chose."""
     axis %= x.rank
     values, indices = y

@@ -138,8 +138,9 @@ def pad(
 
 def inner(g: Expr, axis: int, before: int, after: int) -> Expr:
     """ȳ without the border along one axis, and with zeros where x was cropped."""
-    cut = g.slice(axis, max(before, 0), -after if after > 0 else np.iinfo(np.int64).max) if max(before, after) > 0 else g
-    return cut.pad(axis, max(-before, 0), max(-after, 0))
+    if max(before, after) > 0:
+        g = g.slice(axis, max(before, 0), -after if after > 0 else np.iinfo(np.int64).max)
+    return g.pad(axis, max(-before, 0), max(-after, 0))
 
 
 def padded_places(size: int, before: int, after: int, mode: str) -> Array:
