@@ -44,9 +44,10 @@ NO_GRADIENT: dict[str, str] = {}  # operator type -> why its derivative is zero 
 
 ALLOWED = frozenset(
     (
-        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Exp", "Expand", "Gemm",
-        "Greater", "HardSigmoid", "Identity", "Less", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Not", "Pad",
-        "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sign", "Slice", "Softmax", "Sqrt", "Sub", "Transpose", "Where",
+        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Exp", "Expand", "Gather",
+        "Gemm", "Greater", "HardSigmoid", "Identity", "Less", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Not",
+        "OneHot", "Pad", "ReduceSum", "Reshape", "ReverseSequence", "Shape", "Sigmoid", "Sign", "Slice", "Softmax",
+        "Sqrt", "Sub", "Transpose", "Trilu", "Where",
     )
 )  # fmt: skip
 
