@@ -37,9 +37,10 @@ NO_GRADIENT: dict[str, str] = {}  # operator type -> why its derivative is zero 
 
 ALLOWED = frozenset(
     (
-        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Exp", "Expand", "Gemm",
-        "Greater", "HardSigmoid", "Identity", "Less", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Not", "Pad",
-        "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sign", "Slice", "Softmax", "Sqrt", "Sub", "Transpose", "Where",
+        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "Div", "Equal", "Erf", "Exp",
+        "Expand", "Gemm", "Greater", "HardSigmoid", "Identity", "Less", "Log", "LogSoftmax", "MatMul", "MaxPool", "Mul",
+        "Neg", "Not", "Pad", "Pow", "ReduceProd", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sign", "Sin", "Slice",
+        "Softmax", "Softplus", "Sqrt", "Sub", "Tanh", "Transpose", "Where",
     )
 )  # fmt: skip
 

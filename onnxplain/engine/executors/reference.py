@@ -94,6 +94,61 @@ class AveragePool(OpRun):
         return (x,)
 
 
+class LpPool(OpRun):
+    """LpPool by its definition: the evaluator's own is wrong where there is padding."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        dilations: Sequence[int] | None = None,
+        kernel_shape: Sequence[int] = (),
+        p: int | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> tuple[Array]:
+        power, zero = p or 2, np.zeros((), x.dtype)
+        total = np.abs(x) ** power
+        for axis, kernel in enumerate(kernel_shape):
+            total = taps(total, axis, kernel, zero, zero, auto_pad, ceil_mode, dilations, pads, strides).sum(axis=0)
+        return ((total ** (1 / power)).astype(x.dtype),)
+
+
+class LpNormalization(OpRun):
+    """LpNormalization by its definition: the evaluator's own forgets the sign for p = 1."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, axis: int | None = None, p: int | None = None) -> tuple[Array]:
+        norm = np.linalg.norm(x, ord=p or 2, axis=-1 if axis is None else axis, keepdims=True)
+        return (np.divide(x, norm, out=np.zeros_like(x), where=norm != 0),)
+
+
+class LRN(OpRun):
+    """LRN by its definition, of any rank: the evaluator's own takes the batch for the channels."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array,
+        alpha: float | None = None,
+        beta: float | None = None,
+        bias: float | None = None,
+        size: int = 1,
+    ) -> tuple[Array]:
+        alpha, beta, bias = (
+            default if given is None else given for given, default in ((alpha, 1e-4), (beta, 0.75), (bias, 1.0))
+        )
+        before, channels = (size - 1) // 2, x.shape[1]
+        windows = [x[:, max(c - before, 0) : max(c - before + size, 0)] for c in range(channels)]
+        total = np.stack([(window**2).sum(axis=1) for window in windows], axis=1)
+        return ((x / (bias + alpha / size * total) ** beta).astype(x.dtype),)
+
+
 def taps(
     x: Array,
     axis: int,
@@ -186,7 +241,7 @@ class ReferenceExecutor(Closing):
     """`onnx.reference.ReferenceEvaluator` behind the executor protocol."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        operators = [Erf, Pad, MaxPool, AveragePool, ConvTranspose]
+        operators = [Erf, Pad, MaxPool, AveragePool, LpPool, LpNormalization, LRN, ConvTranspose]
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model, new_ops=operators)
         constants = {tensor.name for tensor in model.graph.initializer}
         self.inputs: Mapping[str, TensorSpec] = specs(v for v in model.graph.input if v.name not in constants)
