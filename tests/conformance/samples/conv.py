@@ -52,9 +52,9 @@ SAMPLES = [
     kernel((2, 3, 8), (4, 3, 3)),
     kernel((2, 3, 9), (4, 3, 3), strides=[3], dilations=[2], pads=[3, 0]),
     kernel((2, 3, 9, 8), (4, 3, 3, 2), strides=[2, 3], pads=[0, 1, 1, 0]),
-    kernel((2, 3, 12, 12), (4, 3, 7, 7), strides=[4, 4], pads=[2, 2, 2, 2], label="left over"),
+    kernel((2, 3, 12, 12), (4, 3, 7, 7), strides=[4, 4], pads=[2, 2, 2, 2], label="weights, left over"),
     kernel((2, 4, 7, 6), (6, 2, 3, 3), group=2, strides=[2, 1], dilations=[1, 2], pads=[0, 2, 1, 1]),
-    kernel((3, 4, 6, 6), (4, 1, 3, 3), group=4, pads=[1, 1, 1, 1], label="depthwise"),
+    kernel((3, 4, 6, 6), (4, 1, 3, 3), group=4, pads=[1, 1, 1, 1], label="weights, depthwise"),
     kernel((2, 3, 7, 8), (4, 3, 2, 4), auto_pad="SAME_LOWER", strides=[1, 2]),
     kernel((2, 2, 5, 4, 6), (3, 2, 2, 3, 2), pads=[1, 1, 0, 0, 1, 1]),
 ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from conformance.samples.sample import Const, away_from, between, node, normal, other, weights
 
-STATISTICS = {"outputs": 3, "tolerance": 1e-4}  # these two outputs are float32, whatever the input is
-
 SAMPLES = [
     node(
         "BatchNormalization", normal(2, 3, 4, 4), weights(3), Const(normal(3)), Const(other(3)), Const(between(1, 2, 3))
@@ -25,9 +23,6 @@ SAMPLES = [
     node("LayerNormalization", normal(2, 3, 4, 5), other(4, 5), normal(4, 5), axis=2),
     node("LayerNormalization", normal(2, 3, 4, 5), other(5), normal(5), axis=-2, label="broadcast scale"),
     node("LayerNormalization", normal(2, 3, 8), weights(8), Const(normal(8)), axis=1, label="scale of the last axis"),
-    node("LayerNormalization", normal(2, 3, 8), other(8), normal(8), **STATISTICS, of=(0, 1, 2)),
-    node("LayerNormalization", normal(2, 3, 8), other(8), normal(8), **STATISTICS, of=(1,), label="mean"),
-    node("LayerNormalization", normal(2, 3, 8), weights(8), **STATISTICS, of=(2,), axis=1, label="deviation"),
     node("RMSNormalization", normal(2, 3, 8), other(8), opset=23),
     node("RMSNormalization", normal(2, 3, 4, 5), weights(4, 5), opset=23, axis=2),
     node("RMSNormalization", normal(2, 3, 8), weights(8), opset=23, epsilon=0.5),
@@ -38,13 +33,11 @@ SAMPLES = [
     node("GroupNormalization", normal(2, 6, 4), other(6), normal(6), num_groups=2, opset=21, label="parameters"),
     node("GroupNormalization", normal(2, 6, 4), weights(6), Const(normal(6)), num_groups=2, opset=21, epsilon=0.5),
     node("GroupNormalization", normal(2, 6, 4), other(6), normal(6), num_groups=6, opset=21, label="single"),
-    node("GroupNormalization", normal(2, 6, 4, 5), weights(3), Const(normal(3)), num_groups=3, label="old"),
-    node("GroupNormalization", normal(2, 6, 4), other(2), normal(2), num_groups=2, label="old parameters"),
     node("LpNormalization", normal(2, 3, 4)),
     node("LpNormalization", away_from([0], 2, 3, 4), p=1, axis=1),
     node("LpNormalization", away_from([0], 2, 3, 4), p=1, axis=0),
     node("LpNormalization", normal(2, 3, 4), axis=0),
-    *(node("LRN", normal(2, 5, 3, 4), size=size, alpha=0.5, beta=0.75, bias=2.0) for size in (1, 2, 3, 4, 5, 12)),
-    node("LRN", normal(2, 5, 3), size=3),
-    node("LRN", normal(2, 5), size=4, alpha=1.5, beta=-0.5),
+    # ONNX Runtime takes no even sizes, and four axes only; for others see tests/adapters/gradient/test_properties_reduce.py.
+    *(node("LRN", normal(2, 5, 3, 4), size=size, alpha=0.5, beta=0.75, bias=2.0) for size in (1, 3, 5, 11)),
+    node("LRN", normal(2, 5, 3, 4), size=3, alpha=1.5, beta=-0.5),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Dim, Expr, UnsupportedCase, add_all, op
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op
 from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.mask import above, as_number
 
@@ -155,28 +155,19 @@ def instance_normalization(
 def group_normalization(
     g: Expr, y: Expr, x: Expr, scale: Expr, bias: Expr, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> tuple[Any, ...]:
-    """y = γ h + β with h standardised over groups of channels;  x̄ as in `standardised_back` with q = γ ȳ.
-
-    γ and β hold a number for each channel from opset 21 on; before that one for each group.
-    """
+    """y = γ h + β with h standardised over groups of channels;  x̄ as in `standardised_back` with q = γ ȳ."""
     channels = x.size(1)
-    inside = [channels // num_groups, *(x.size(a) for a in range(2, x.rank))]
-    grouped: tuple[Dim, ...] = (x.shape[0], num_groups, *inside)
+    if scale.shape != (channels,):
+        raise UnsupportedCase("a scale for each group, which ONNX has withdrawn; export the model at opset 21")
+    grouped = (x.shape[0], num_groups, channels // num_groups, *x.shape[2:])
     axes = list(range(2, len(grouped)))
     h, r = standardised(x.reshape(grouped), axes, epsilon)
-    # What one number of γ is multiplied with: a channel of x, or a group as if that were a channel.
-    blocks: tuple[Dim, ...] = x.shape if scale.size(0) == channels else grouped
 
     def image() -> Expr:
-        parts = g.reshape(blocks)
-        q = (parts * per_channel(scale, parts)).reshape(grouped)
+        q = (g * per_channel(scale, x)).reshape(grouped)
         return standardised_back(q, h, r, axes).reshape(x.shape)
 
-    return (
-        image,
-        lambda: channel_sum(g.reshape(blocks) * h.reshape(blocks)),
-        lambda: channel_sum(g.reshape(blocks)),
-    )
+    return image, lambda: channel_sum(g * h.reshape(x.shape)), lambda: channel_sum(g)
 
 
 @vjp("LpNormalization")
