@@ -37,7 +37,7 @@ SAMPLES = [
     node("LpNormalization", away_from([0], 2, 3, 4), p=1, axis=1),
     node("LpNormalization", away_from([0], 2, 3, 4), p=1, axis=0),
     node("LpNormalization", normal(2, 3, 4), axis=0),
-    # ONNX Runtime takes no even sizes, and four axes only; for others see tests/adapters/gradient/test_properties_reduce.py.
+    # ONNX Runtime takes odd sizes and four axes only; others are among the properties.
     *(node("LRN", normal(2, 5, 3, 4), size=size, alpha=0.5, beta=0.75, bias=2.0) for size in (1, 3, 5, 11)),
     node("LRN", normal(2, 5, 3, 4), size=3, alpha=1.5, beta=-0.5),
 ]

@@ -58,6 +58,7 @@ SAMPLES = [
     average_pool(1, 2, 7, 8, kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
     average_pool(1, 2, 7, 8, kernel_shape=[2, 3], strides=[2, 2], auto_pad="SAME_LOWER"),
     average_pool(1, 2, 7, 8, kernel_shape=[3, 3], strides=[2, 2], auto_pad="VALID"),
+    average_pool(1, 2, 7, 8, kernel_shape=[2, 3], strides=[2, 2], auto_pad="SAME_LOWER", ceil_mode=1),
     average_pool(1, 2, 7, 8, kernel_shape=[1, 1], strides=[3, 2], label="gaps"),
     average_pool(1, 2, 4, 4, 5, kernel_shape=[2, 2, 3], strides=[2, 1, 2], pads=[0, 1, 1, 0, 0, 1]),
     lp_pool(2, 3, 8, kernel_shape=[2], strides=[2]),

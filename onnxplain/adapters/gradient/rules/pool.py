@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
+from onnxplain.adapters.gradient.expr import Expr, op
 from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.mask import keep
 from onnxplain.adapters.gradient.rules.reduce import lp_slope
@@ -105,8 +105,6 @@ def average_pool(
     along = windows(
         x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides, ceil_mode=ceil_mode
     )
-    if auto_pad.startswith("SAME") and ceil_mode:
-        raise UnsupportedCase("auto_pad together with ceil_mode")
     pads_back = [w.extent - w.before for w in along] + [w.size - w.count + w.before for w in along]
     if all((w.stride, w.dilation) == (1, 1) for w in along) and min(pads_back) >= 0:
         return pool_back(g, along, pads_back, bool(count_include_pad))
@@ -161,8 +159,6 @@ def lp_pool(
     along = windows(
         x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides, ceil_mode=ceil_mode
     )
-    if auto_pad.startswith("SAME") and ceil_mode:
-        raise UnsupportedCase("auto_pad together with ceil_mode")
     per_output, per_input = lp_slope(g, y, x, p)
     for axis, window in enumerate(along, start=2):
         if not window.trivial:
