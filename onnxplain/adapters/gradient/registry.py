@@ -44,10 +44,11 @@ NO_GRADIENT: dict[str, str] = {}  # operator type -> why its derivative is zero 
 
 ALLOWED = frozenset(
     (
-        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Exp", "Expand", "Gather",
-        "Gemm", "Greater", "HardSigmoid", "Identity", "Less", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Not",
-        "OneHot", "Pad", "ReduceSum", "Reshape", "ReverseSequence", "Shape", "Sigmoid", "Sign", "Slice", "Softmax",
-        "Sqrt", "Sub", "Transpose", "Trilu", "Where",
+        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "Div", "Equal", "Erf", "Exp",
+        "Expand", "Gather", "Gemm", "Greater", "HardSigmoid", "Identity", "Less", "Log", "LogSoftmax", "MatMul",
+        "MaxPool", "Mul", "Neg", "Not", "OneHot", "Pad", "Pow", "ReduceProd", "ReduceSum", "Reshape",
+        "ReverseSequence", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Sqrt", "Sub", "Tanh",
+        "Transpose", "Trilu", "Where",
     )
 )  # fmt: skip
 
