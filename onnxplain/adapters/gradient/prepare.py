@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from onnxplain.adapters.gradient.control import write_out_all
 from onnxplain.errors import InvalidModel, NotDifferentiable
 
 ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
@@ -127,7 +128,10 @@ def normalise(model: ir.Model) -> ir.Model:
     passes.TopologicalSortPass()(model)
     passes.NameFixPass()(model)
     name_dimensions(model)
-    return infer_shapes(model)
+    model = infer_shapes(model)
+    while write_out_all(model.graph):  # a branch that is known now may tell the shapes that another one depends on
+        model = infer_shapes(model)
+    return model
 
 
 def resolve_identities(graph: ir.Graph) -> None:
