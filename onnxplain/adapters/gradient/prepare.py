@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient.control import write_out_all
+from onnxplain.adapters.gradient.ml import rewrite_all, without_zipmap
 from onnxplain.errors import InvalidModel, NotDifferentiable
 
 ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
@@ -27,6 +28,7 @@ def read(model: ModelLike) -> ir.Model:
     if isinstance(model, onnx.ModelProto):
         ours = onnx.ModelProto()
         ours.CopyFrom(model)  # onnx-ir works on the tensors that it is given
+        without_zipmap(ours.graph)
         try:
             read_proto = ir.from_proto(ours)
         except Exception as error:
@@ -38,7 +40,10 @@ def read(model: ModelLike) -> ir.Model:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InvalidModel(f"{path}: the model {what}; next: give the path of an .onnx file")
     try:
-        loaded = ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        without_zipmap(proto.graph)
+        loaded = ir.from_proto(proto)
+        ir.external_data.set_base_dir(loaded.graph, path.parent)
     except Exception as error:  # protobuf, onnx-ir and the operating system each have their own
         raise InvalidModel(f"{path}: not a readable ONNX model ({one_line(error)}); next: export it again") from error
     if not len(loaded.graph.outputs) or not len(loaded.graph.inputs):
@@ -129,6 +134,8 @@ def normalise(model: ir.Model) -> ir.Model:
     passes.NameFixPass()(model)
     name_dimensions(model)
     model = infer_shapes(model)
+    while rewrite_all(model.graph):
+        model = infer_shapes(model)
     while write_out_all(model.graph):  # a branch that is known now may tell the shapes that another one depends on
         model = infer_shapes(model)
     return model
