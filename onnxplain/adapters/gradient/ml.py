@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onnxplain.adapters.gradient.control import WHY
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase, concat, op, where
-from onnxplain.adapters.gradient.sweep import attribute_value
+from onnxplain.adapters.gradient.sweep import as_tuple, attribute_values
 
 Array = NDArray[Any]
 Rewriting = Callable[..., Any]
@@ -65,11 +65,10 @@ def rewrite(node: ir.Node, emit: Emit) -> list[ir.Node] | None:
         return None
     graph = emit.graph
     last = graph[-1]
-    attributes = {name: attribute_value(attribute) for name, attribute in node.attributes.items()}
     used = [bool(y.uses()) or y.is_graph_output() for y in node.outputs]
     try:
-        results = rewriting(*(None if x is None else Expr(emit, x) for x in node.inputs), **attributes)
-        parts = results if isinstance(results, tuple) else (results,)
+        xs = [None if x is None else Expr(emit, x) for x in node.inputs]
+        parts = as_tuple(rewriting(*xs, **attribute_values(node)))
         made = [part() if callable(part) else part for part, use in zip(parts, used, strict=False) if use]
     except UnsupportedCase as case:
         graph.remove(list(takewhile(lambda new: new is not last, reversed(graph))))
