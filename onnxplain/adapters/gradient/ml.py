@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -64,17 +64,16 @@ def rewrite(node: ir.Node, emit: Emit) -> list[ir.Node] | None:
             node.meta[WHY] = LEFT[node.op_type]
         return None
     graph = emit.graph
-    last = graph[-1]
     used = [bool(y.uses()) or y.is_graph_output() for y in node.outputs]
-    try:
-        xs = [None if x is None else Expr(emit, x) for x in node.inputs]
-        parts = as_tuple(rewriting(*xs, **attribute_values(node)))
-        made = [part() if callable(part) else part for part, use in zip(parts, used, strict=False) if use]
-    except UnsupportedCase as case:
-        graph.remove(list(takewhile(lambda new: new is not last, reversed(graph))))
-        node.meta[WHY] = str(case)
-        return None
-    new = list(takewhile(lambda new: new is not last, reversed(graph)))[::-1]
+    with emit.recording() as new:
+        try:
+            xs = [None if x is None else Expr(emit, x) for x in node.inputs]
+            parts = as_tuple(rewriting(*xs, **attribute_values(node)))
+            made = [part() if callable(part) else part for part, use in zip(parts, used, strict=False) if use]
+        except UnsupportedCase as case:
+            graph.remove(new, safe=True)
+            node.meta[WHY] = str(case)
+            return None
     graph.remove(new)
     graph.insert_before(node, new)
     for old, expr in zip((y for y, use in zip(node.outputs, used, strict=True) if use), made, strict=True):
