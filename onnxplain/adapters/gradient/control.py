@@ -128,7 +128,7 @@ class Place:
         for inner in (body, *(g for node in body.all_nodes() for g in inner_graphs(node))):
             for value in [w for w in inner.initializers.values() if not w.is_graph_input()]:
                 if not value.is_graph_output():
-                    del inner.initializers[value.name]
+                    inner.initializers.pop(str(value.name))
                     value.name = self.names.fresh(value.name)
                     self.graph.register_initializer(value)
         return body
@@ -238,7 +238,7 @@ def branch(place: Place, known: Known) -> list[ir.Value]:
     return place.copy(place.body("then_branch" if taken.item() else "else_branch"), [])
 
 
-def scan(place: Place, known: Known) -> list[ir.Value | None]:
+def scan(place: Place, _: Known) -> list[ir.Value | None]:
     """Scan: state, slices of the inputs -> state, slices of the outputs; a turn for each slice."""
     node, body = place.node, place.body("body")
     inputs = [x for x in node.inputs if x is not None]
@@ -257,9 +257,10 @@ def scan(place: Place, known: Known) -> list[ir.Value | None]:
     affordable(body, turns, turns)
     columns = [place.unstack(x, axis, turns) for x, axis in scanned]
     columns = [rows[::-1] if reverse else rows for rows, reverse in zip(columns, backwards, strict=True)]
-    state, out = inputs[:states], []
-    for rows in zip(*columns, strict=True):
-        results = place.copy(body, [*state, *rows])
+    state: list[ir.Value] = inputs[:states]
+    out: list[list[ir.Value]] = []
+    for row in zip(*columns, strict=True):
+        results = place.copy(body, [*state, *row])
         state, collected = results[:states], results[states:]
         out.append(collected)
     axes = place.attribute("scan_output_axes") or [0] * slices_out
@@ -341,9 +342,9 @@ def run(node: ir.Node, inputs: Sequence[Array | None], opsets: Mapping[str, int]
     if node.domain or node.op_type in RANDOM or any(x is not None and x.size > SMALL for x in inputs):
         return nothing
     evaluator = onnx.reference.ReferenceEvaluator(ir.to_proto(node), opsets=dict(opsets))
-    feeds = {x.name: a for x, a in zip(node.inputs, inputs, strict=True) if x is not None}
+    feeds = {str(x.name): a for x, a in zip(node.inputs, inputs, strict=True) if x is not None}
     try:
         outputs = evaluator.run(None, feeds)
     except Exception:  # whatever the evaluator says: then it is not known now
         return nothing
-    return [y if isinstance(y, np.ndarray | np.generic) and y.size <= SMALL else None for y in outputs]
+    return [np.asarray(y) if isinstance(y, np.ndarray | np.generic) and y.size <= SMALL else None for y in outputs]

@@ -51,7 +51,7 @@ def rewrite_all(graph: ir.Graph) -> bool:
     if not nodes:
         return False
     emit = Emit(graph)
-    return any([rewrite(node, emit) is not None for node in nodes])
+    return sum(rewrite(node, emit) is not None for node in nodes) > 0
 
 
 def rewrite(node: ir.Node, emit: Emit) -> list[ir.Node] | None:
@@ -143,8 +143,8 @@ def linear_classifier(
     intercepts: Sequence[float] | None = None,
     classlabels_ints: Sequence[int] | None = None,
     classlabels_strings: Sequence[str] | None = None,
-    multi_class: int = 0,
     post_transform: str = "NONE",
+    **_: Any,
 ) -> tuple[Any, ...]:
     """s = x Wᵀ + b. One row of W for two labels: s stands for (-s, s), and raw scores are (1 - s, s).
 
@@ -221,10 +221,10 @@ def svm_classifier(
     kernel_type: str = "LINEAR",
     kernel_params: Sequence[float] = (),
     prob_a: Sequence[float] | None = None,
-    prob_b: Sequence[float] | None = None,
     classlabels_ints: Sequence[int] | None = None,
     classlabels_strings: Sequence[str] | None = None,
     post_transform: str = "NONE",
+    **_: Any,
 ) -> tuple[Any, ...]:
     """d_ij = Σ_{s in class i} k(x, v_s) α_{j-1,s} + Σ_{s in class j} k(x, v_s) α_{i,s} + ρ_ij, for each pair i < j.
 
@@ -253,7 +253,7 @@ def svm_classifier(
         return labels(votes, classlabels_ints, classlabels_strings)
 
     if prob_a:
-        raise UnsupportedCase("its probabilities come from an iteration; next: export decision values (probability=False)")
+        raise UnsupportedCase("its probabilities come from an iteration; next: export it without (probability=False)")
     if classes > 2:
         return label, transformed(d, post_transform)
     if post_transform == "LOGISTIC":

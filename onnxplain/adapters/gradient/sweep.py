@@ -113,7 +113,7 @@ def find(node: ir.Node, rules: Rules) -> Entry | Expansion | None:
         return None if node.domain else rules[node.op_type]
     if node.op_type in EXPANSIONS:
         formulas = EXPANSIONS[node.op_type]
-        return Expansion(lambda node, xs, _: as_tuple(formulas(*xs, **attribute_values(node))))
+        return Expansion(lambda node, xs, _: as_tuple(formulas(*xs, **attribute_values(node)))[: len(node.outputs)])
     version = node.version or (node.graph.opset_imports.get("", 1) if isinstance(node.graph, ir.Graph) else 1)
     return Expansion(emit_body) if has_body(node.op_type, version) else None
 
