@@ -5,21 +5,18 @@ What depends on the data stays as it is and shows up as a gap, with the reason t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
-import onnx.reference
+import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from onnxplain.adapters.gradient.expr import PREFIX, SMALL
-
-Array: TypeAlias = NDArray[Any]
-Known: TypeAlias = Callable[[ir.Value], Array | None]  # a value's content, if it is known now
+from onnxplain.adapters.gradient.expr import PREFIX
+from onnxplain.adapters.gradient.facts import Array, Facts
 
 MOST_NODES = 100_000  # that one loop may become
-RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 WHY = "onnxplain.why"  # in a node's `meta`: why it was left as it is, for the report of gaps
 
 
@@ -33,49 +30,23 @@ def why_left(node: ir.Node) -> str | None:
     return reason
 
 
-def write_out(node: ir.Node, known: Known, names: Names) -> list[ir.Node] | None:
+def write_out(node: ir.Node, facts: Facts, names: Names) -> list[ir.Node] | None:
     """Put what an If, a Scan or a Loop does in its place. The new nodes, in order; None if the node stays.
 
-    The shapes and types of new values are unknown. `known` is asked about values that exist already, and about what
-    the conditions of a Loop come to in each turn.
+    The facts of its inputs must be known; those of the new nodes are for the caller to find out.
     """
     writer = WRITERS.get(node.op_type) if not node.domain else None
     if writer is None:
         return None
-    place = Place(node, names)
+    place = Place(node, facts, names)
     try:
-        results = writer(place, known)
+        results = writer(place)
     except Left as left:
         place.undo()
         node.meta[WHY] = str(left)
         return None
     place.finish(results)
     return place.nodes
-
-
-def write_out_all(graph: ir.Graph, known: Known | None = None) -> bool:
-    """Write out whatever can be in a graph, and in what comes of it. Whether anything was."""
-    names, changed = Names(graph), False
-    waiting = list(graph)[::-1]
-    while waiting:
-        new = write_out(waiting.pop(), known or known_by_itself, names)
-        if new is not None:
-            changed = True
-            waiting += new[::-1]
-    return changed
-
-
-def known_by_itself(value: ir.Value) -> Array | None:
-    """A small constant, or a fixed shape."""
-    node = value.producer()
-    if node is not None and node.op_type == "Shape" and not node.domain:
-        (x,) = node.inputs
-        dims = [] if x is None or x.shape is None else list(x.shape)
-        start, end = (node.attributes[n].value if n in node.attributes else None for n in ("start", "end"))
-        part = dims[start:end]
-        return np.asarray(part, np.int64) if dims and all(isinstance(d, int) for d in part) else None
-    tensor = value.const_value
-    return None if tensor is None or tensor.size > SMALL else tensor.numpy()
 
 
 class Names:
@@ -91,7 +62,7 @@ class Names:
 
     def fresh(self, stem: str | None) -> str:
         """The name itself if nothing has it yet, else with a number."""
-        name = stem = stem or f"{PREFIX}value"
+        name = stem = stem or f"{PREFIX}written"
         while name in self.taken:
             self._counts[stem] = self._counts.get(stem, 0) + 1
             name = f"{stem}_{self._counts[stem]}"
@@ -102,13 +73,13 @@ class Names:
 class Place:
     """Where a node stands, and what is written there in its stead."""
 
-    def __init__(self, node: ir.Node, names: Names) -> None:
+    def __init__(self, node: ir.Node, facts: Facts, names: Names) -> None:
         assert isinstance(node.graph, ir.Graph)
         self.node = node
+        self.facts = facts
         self.graph = node.graph
         self.names = names
         self.nodes: list[ir.Node] = []
-        self._computed: dict[ir.Value, Array | None] = {}
 
     def attribute(self, name: str, default: Any = None) -> Any:
         return self.node.attributes[name].value if name in self.node.attributes else default
@@ -157,13 +128,13 @@ class Place:
         self.nodes += new
 
     def emit(self, op_type: str, inputs: Sequence[ir.Value], outputs: int = 1, **attributes: Any) -> list[ir.Value]:
-        names = [self.names.fresh(f"{PREFIX}{op_type}") for _ in range(outputs)]
+        names = [self.names.fresh(f"{PREFIX}written_{op_type}") for _ in range(outputs)]
         node = ir.node(op_type, inputs, attributes, outputs=[ir.Value(name=name) for name in names], name=names[0])
         self.insert([node])
         return list(node.outputs)
 
     def constant(self, array: Array) -> ir.Value:
-        name = self.names.fresh(f"{PREFIX}constant")
+        name = self.names.fresh(f"{PREFIX}written_constant")
         tensor = ir.tensor(array, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
@@ -206,39 +177,25 @@ class Place:
                 inner.replace_input_with(i, None)
         self.graph.remove(nodes, safe=True)
 
-    def computed(self, value: ir.Value | None, known: Known) -> Array | None:
-        """A value that nodes compute from what is known now."""
-        if value is None:
-            return None
-        memo = self._computed
-        waiting = [value]
-        while waiting:
-            y = waiting[-1]
-            node = y.producer()
-            if y not in memo:
-                memo[y] = known(y)
-                if memo[y] is None and node is not None and not inner_graphs(node):
-                    waiting += [x for x in node.inputs if x is not None and x not in memo]
-            elif memo[y] is None and node is not None and not inner_graphs(node):
-                xs = [None if x is None else memo[x] for x in node.inputs]
-                if all(x is None or a is not None for x, a in zip(node.inputs, xs, strict=True)):
-                    memo.update(zip(node.outputs, run(node, xs, self.graph.opset_imports), strict=True))
-                waiting.pop()
-            else:
-                waiting.pop()
-        return memo[value]
+    def learn(self, nodes: Iterable[ir.Node]) -> None:
+        """Find out what new nodes compute, as far as that is known now."""
+        for node in nodes:
+            if not node.domain and not inner_graphs(node):
+                with suppress(onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+                    self.facts.infer(node)
 
 
-def branch(place: Place, known: Known) -> list[ir.Value]:
+def branch(place: Place) -> list[ir.Value]:
     """If with a condition that is known now."""
     (condition,) = place.node.inputs
-    taken = place.computed(condition, known)
+    assert condition is not None
+    taken = place.facts.data(condition)
     if taken is None:
         raise Left("its condition depends on the input; next: export the model with the branch that it takes")
     return place.copy(place.body("then_branch" if taken.item() else "else_branch"), [])
 
 
-def scan(place: Place, _: Known) -> list[ir.Value | None]:
+def scan(place: Place) -> list[ir.Value | None]:
     """Scan: state, slices of the inputs -> state, slices of the outputs; a turn for each slice."""
     node, body = place.node, place.body("body")
     inputs = [x for x in node.inputs if x is not None]
@@ -274,11 +231,11 @@ def scan(place: Place, _: Known) -> list[ir.Value | None]:
     return [*state, *stacked]
 
 
-def loop(place: Place, known: Known) -> list[ir.Value | None]:
+def loop(place: Place) -> list[ir.Value | None]:
     """Loop: number, condition, state -> condition, state, slices of the outputs; as long as the condition holds."""
     (count, going, *given), body = place.node.inputs, place.body("body")
     state = [x for x in given if x is not None]
-    most, go = place.computed(count, known), place.computed(going, known)
+    most, go = (None if x is None else place.facts.data(x) for x in (count, going))
     if (count is not None and most is None) or (going is not None and go is None):
         raise Left("how often it runs depends on the input; next: export the model with a fixed number of turns")
     if count is None and going is None:
@@ -291,10 +248,12 @@ def loop(place: Place, known: Known) -> list[ir.Value | None]:
     while more and len(out) < turns:
         affordable(body, len(out) + 1, turns)
         number, condition = place.constant(np.asarray(len(out))), place.constant(np.asarray(True))
+        before = len(place.nodes)
         outcome, *results = place.copy(body, [number, condition, *state])
         state = results[: len(state)]
         out.append(results[len(state) :])
-        after = place.computed(outcome, known)
+        place.learn(place.nodes[before:])
+        after = place.facts.data(outcome)
         if after is None:
             raise Left("when it ends depends on the input; next: export the model with a fixed number of turns")
         more = bool(after.item())
@@ -308,7 +267,7 @@ def loop(place: Place, known: Known) -> list[ir.Value | None]:
     return [*state, *stacked]
 
 
-WRITERS: dict[str, Callable[[Place, Known], Sequence[ir.Value | None]]] = {"If": branch, "Scan": scan, "Loop": loop}
+WRITERS: dict[str, Callable[[Place], Sequence[ir.Value | None]]] = {"If": branch, "Scan": scan, "Loop": loop}
 
 
 def affordable(body: ir.Graph, turns: int, planned: int) -> None:
@@ -334,17 +293,3 @@ def inner_graphs(node: ir.Node) -> list[ir.Graph]:
         elif attribute.type == ir.AttributeType.GRAPHS:
             found.extend(attribute.value)
     return found
-
-
-def run(node: ir.Node, inputs: Sequence[Array | None], opsets: Mapping[str, int]) -> list[Array | None]:
-    """The outputs of a node whose inputs are known now; None for what is large, random, or cannot be computed here."""
-    nothing: list[Array | None] = [None] * len(node.outputs)
-    if node.domain or node.op_type in RANDOM or any(x is not None and x.size > SMALL for x in inputs):
-        return nothing
-    evaluator = onnx.reference.ReferenceEvaluator(ir.to_proto(node), opsets=dict(opsets))
-    feeds = {str(x.name): a for x, a in zip(node.inputs, inputs, strict=True) if x is not None}
-    try:
-        outputs = evaluator.run(None, feeds)
-    except Exception:  # whatever the evaluator says: then it is not known now
-        return nothing
-    return [np.asarray(y) if isinstance(y, np.ndarray | np.generic) and y.size <= SMALL else None for y in outputs]

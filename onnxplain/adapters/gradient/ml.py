@@ -45,19 +45,22 @@ def rewrites(op_type: str) -> Callable[[Rewriting], Rewriting]:
     return register
 
 
-def rewrite_all(graph: ir.Graph) -> bool:
-    """Rewrite whatever can be in a graph. Whether anything was."""
-    nodes = [node for node in graph if node.domain == DOMAIN]
-    if not nodes:
-        return False
-    emit = Emit(graph)
-    return sum(rewrite(node, emit) is not None for node in nodes) > 0
+class Rewriter:
+    """Rewrites nodes of one graph, which are given in topological order."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self._emit: Emit | None = None
+
+    def rewrite(self, node: ir.Node) -> list[ir.Node] | None:
+        """Put standard operators in the place of one of ai.onnx.ml. The new nodes; None if the node stays."""
+        if node.domain != DOMAIN:
+            return None
+        self._emit = self._emit or Emit(self.graph)
+        return rewritten(node, self._emit)
 
 
-def rewrite(node: ir.Node, emit: Emit) -> list[ir.Node] | None:
-    """Put standard operators in the place of one of ai.onnx.ml. The new nodes; None if the node stays."""
-    if node.domain != DOMAIN:
-        return None
+def rewritten(node: ir.Node, emit: Emit) -> list[ir.Node] | None:
     rewriting = REWRITINGS.get(node.op_type)
     if rewriting is None:
         if node.op_type in LEFT:

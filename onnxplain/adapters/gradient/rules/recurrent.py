@@ -80,7 +80,7 @@ def product(x: Expr, w: Expr | None, *biases: Expr | None) -> Expr:
     return y
 
 
-# name: function of (x, α, β), and the defaults of those parameters that it has; None where runtimes differ, or have none.
+# name: function of (x, α, β), and the defaults of the parameters that it has; None where runtimes differ or have none.
 ACTIVATIONS: dict[str, tuple[Callable[[Expr, Any, Any], Expr], tuple[float | None, ...]]] = {
     "affine": (lambda x, a, b: x * a + b, (None, None)),
     "elu": (lambda x, a, b: op("Elu", x, alpha=a), (1.0,)),
