@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from onnxplain.adapters.gradient.control import WHY
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase, concat, op, where
+from onnxplain.adapters.gradient.registry import refuse
 from onnxplain.adapters.gradient.sweep import as_tuple, attribute_values
 
 Array = NDArray[Any]
@@ -27,8 +28,12 @@ DOMAIN = "ai.onnx.ml"
 REWRITINGS: dict[str, Rewriting] = {}
 
 LABELLED = "it gives a label, which does not change with the input except in jumps"
-TREES = "its output is constant between jumps, so its gradient is zero almost everywhere; next: explain another model"
-LEFT = {"TreeEnsembleClassifier": TREES, "TreeEnsembleRegressor": TREES, "TreeEnsemble": TREES}
+
+
+refuse(
+    "its output is constant between jumps, so its gradient is zero almost everywhere; next: explain another model",
+    *(f"{DOMAIN}.TreeEnsemble{kind}" for kind in ("", "Classifier", "Regressor")),
+)
 
 
 def rewrites(op_type: str) -> Callable[[Rewriting], Rewriting]:
@@ -63,8 +68,6 @@ class Rewriter:
 def rewritten(node: ir.Node, emit: Emit) -> list[ir.Node] | None:
     rewriting = REWRITINGS.get(node.op_type)
     if rewriting is None:
-        if node.op_type in LEFT:
-            node.meta[WHY] = LEFT[node.op_type]
         return None
     graph = emit.graph
     used = [bool(y.uses()) or y.is_graph_output() for y in node.outputs]

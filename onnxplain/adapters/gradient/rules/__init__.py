@@ -1,5 +1,16 @@
 """The gradient rules, by the mathematics that they share. Importing this package fills the registry."""
 
-from onnxplain.adapters.gradient.rules import conv, elementwise, linalg, norm, pool, recurrent, reduce, select, shape
+from onnxplain.adapters.gradient.rules import (
+    conv,
+    elementwise,
+    linalg,
+    norm,
+    pool,
+    quantize,
+    recurrent,
+    reduce,
+    select,
+    shape,
+)
 
-__all__ = ["conv", "elementwise", "linalg", "norm", "pool", "recurrent", "reduce", "select", "shape"]
+__all__ = ["conv", "elementwise", "linalg", "norm", "pool", "quantize", "recurrent", "reduce", "select", "shape"]

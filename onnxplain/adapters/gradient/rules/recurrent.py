@@ -12,9 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxplain.adapters.gradient.control import MOST_NODES
-from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, concat, op, ops
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, concat, op, ops, where
 from onnxplain.adapters.gradient.registry import expansion
-from onnxplain.adapters.gradient.rules.mask import above
 
 State: TypeAlias = Sequence[Expr | None]
 Function: TypeAlias = Callable[[Expr], Expr]
@@ -80,19 +79,30 @@ def product(x: Expr, w: Expr | None, *biases: Expr | None) -> Expr:
     return y
 
 
+def clipped(x: Expr, bound: float) -> Expr:
+    return where(x < bound, where(x > -bound, x, -bound), bound)
+
+
+def elu(x: Expr, alpha: float) -> Expr:
+    """x where x > 0, else α (eˣ - 1)."""
+    positive = x > 0.0
+    return where(positive, x, (op("Exp", where(positive, 0.0, x)) - 1.0) * alpha)
+
+
 # name: function of (x, α, β), and the defaults of the parameters that it has; None where runtimes differ or have none.
+# Those with a kink are written with comparisons, which end a derivative.
 ACTIVATIONS: dict[str, tuple[Callable[[Expr, Any, Any], Expr], tuple[float | None, ...]]] = {
     "affine": (lambda x, a, b: x * a + b, (None, None)),
-    "elu": (lambda x, a, b: op("Elu", x, alpha=a), (1.0,)),
+    "elu": (lambda x, a, b: elu(x, a), (1.0,)),
     "hardsigmoid": (lambda x, a, b: op("HardSigmoid", x, alpha=a, beta=b), (0.2, 0.5)),
-    "leakyrelu": (lambda x, a, b: x * a + op("Relu", x) * (1 - a), (0.01,)),
-    "relu": (lambda x, a, b: op("Relu", x), ()),
+    "leakyrelu": (lambda x, a, b: where(x > 0.0, x, x * a), (0.01,)),
+    "relu": (lambda x, a, b: where(x > 0.0, x, 0.0), ()),
     "scaledtanh": (lambda x, a, b: op("Tanh", x * b) * a, (None, None)),
     "sigmoid": (lambda x, a, b: op("Sigmoid", x), ()),
     "softplus": (lambda x, a, b: op("Softplus", x), ()),
-    "softsign": (lambda x, a, b: x / (op("Abs", x) + 1.0), ()),
+    "softsign": (lambda x, a, b: x / (where(x > 0.0, x, -x) + 1.0), ()),
     "tanh": (lambda x, a, b: op("Tanh", x), ()),
-    "thresholdedrelu": (lambda x, a, b: x * above(x, float(a)), (None,)),
+    "thresholdedrelu": (lambda x, a, b: where(x > a, x, 0.0), (None,)),
 }
 
 
@@ -124,7 +134,7 @@ def activation(function: Callable[..., Expr], given: Sequence[float | None], cli
     """A function with its parameters and what comes before it."""
     if clip is None:
         return lambda x: function(x, *given)
-    return lambda x: function(op("Clip", x, -clip, clip), *given)
+    return lambda x: function(clipped(x, clip), *given)
 
 
 @expansion("RNN")
