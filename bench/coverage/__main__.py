@@ -11,7 +11,6 @@ own, so that a crash or a time-out costs one row.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
