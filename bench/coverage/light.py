@@ -52,7 +52,10 @@ def randomise(model: onnx.ModelProto, rng: np.random.Generator) -> None:
         items = [type(item).FromString(item.SerializeToString()) for item in items]  # clearing a field frees its items
         graph.ClearField(field)
         getattr(graph, field).extend(items)
+    read = {name for node in graph.node for name in node.input}
     for name, shape in shapes.items():
+        if name not in read:
+            continue  # the labels of their training
         graph.initializer.append(numpy_helper.from_array(draw(rng, role(graph, name), shape), name))
         # of their IR version, where a weight is an input with a default
         graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))

@@ -33,16 +33,20 @@ HUGGING_FACE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mobilenet_v2": ("MobileNetV2", 64, {"depth_multiplier": 0.35}),
     "mobilevit": ("MobileViT", 64, {"image_size": 64, "hidden_sizes": [48, 64, 80], "num_hidden_layers": 2}),
     "mobilevitv2": ("MobileViTV2", 64, {"image_size": 64, "width_multiplier": 0.5}),
-    "efficientnet": ("EfficientNet", 64, {"image_size": 64, "width_coefficient": 0.35, "hidden_dim": 256}),
+    "efficientnet": ("EfficientNet", 64, {"image_size": 64, "width_coefficient": 0.35, "hidden_dim": 448}),
     "poolformer": ("PoolFormer", 64, {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}),
     "levit": ("Levit", 224, {"hidden_sizes": [64, 96, 128], "depths": [1, 1, 1]}),
-    "cvt": ("Cvt", 64, {"embed_dim": [16, 48, 96], "num_heads": [1, 3, 6], "depth": [1, 1, 2]}),
-    "pvt": ("Pvt", 64, {"image_size": 64, "hidden_sizes": [16, 32, 64, 96], "depths": [1, 1, 1, 1]}),
+    "cvt": ("Cvt", 64, {"embed_dim": [16, 48, 96], "num_heads": [1, 3, 6], "depth": [1, 2, 3]}),
+    "pvt": (
+        *("Pvt", 64),
+        {"image_size": 64, "hidden_sizes": [16, 32, 64, 128], "num_attention_heads": [1, 2, 4, 8], "depths": [1] * 4},
+    ),
     "segformer": ("Segformer", 64, {"hidden_sizes": [16, 32, 64, 96], "depths": [1, 1, 1, 1]}),
     "focalnet": ("FocalNet", 64, {"image_size": 64, "embed_dim": 24, "depths": [1, 1, 2, 1]}),
-    "bit": ("Bit", 64, {"embedding_size": 16, "hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 1, 1], "num_groups": 8}),
+    "bit": ("Bit", 64, {"embedding_size": 16, "hidden_sizes": [32, 64, 96, 128], "depths": [1] * 4, "num_groups": 8}),
 }  # fmt: skip
 
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"init_weights": False},  # drawn anew below, and theirs takes a minute
     "inception_v3": {"init_weights": False},
@@ -90,10 +94,9 @@ def enliven(net: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             gain = 1.0 if isinstance(module, nn.Linear) else math.sqrt(2)
             nn.init.normal_(module.weight, std=gain / math.sqrt(module.weight[0].numel()))
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
-            if module.weight is not None:
-                nn.init.uniform_(module.weight, 0.7, 1.3)
-                normed.add(module.weight)
+        elif isinstance(module, NORMS) and module.weight is not None:
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            normed.add(module.weight)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter in normed or parameter.numel() == 0 or (parameter != parameter.flatten()[0]).any():
