@@ -138,20 +138,20 @@ def lrn(a: Mapping[str, Any], x: Tensor) -> Tensor:
 
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {
-    "Add": lambda a, x, y: x + y,
+    "Add": lambda _, x, y: x + y,
     "AveragePool": average_pool,
     "BatchNormalization": batch_normalization,
     "Concat": lambda a, *xs: torch.cat(xs, a["axis"]),
     "Conv": conv,
-    "Dropout": lambda a, x: x,
-    "Gemm": lambda a, x, w, b: F.linear(x, w, b),  # all of theirs have transB
-    "GlobalAveragePool": lambda a, x: x.mean((2, 3), keepdim=True),
+    "Dropout": lambda _, x: x,
+    "Gemm": lambda _, x, w, b: F.linear(x, w, b),  # all of theirs have transB
+    "GlobalAveragePool": lambda _, x: x.mean((2, 3), keepdim=True),
     "LRN": lrn,
     "MaxPool": max_pool,
-    "Mul": lambda a, x, y: x * y,
-    "Relu": lambda a, x: F.relu(x),
-    "Reshape": lambda a, x, shape: x.reshape(tuple(shape)),
-    "Sum": lambda a, *xs: sum(xs[1:], xs[0]),
+    "Mul": lambda _, x, y: x * y,
+    "Relu": lambda _, x: F.relu(x),
+    "Reshape": lambda _, x, shape: x.reshape(tuple(shape)),
+    "Sum": lambda _, *xs: sum(xs[1:], xs[0]),
     "Transpose": lambda a, x: x.permute(a["perm"]),
     "Unsqueeze": lambda a, x: x.reshape(*x.shape, *(1 for _ in a["axes"])),  # all of theirs are at the end
 }
