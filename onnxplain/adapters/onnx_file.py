@@ -23,6 +23,7 @@ from onnxplain.adapters.gradient.classifier import (
     logits_model,
     source_sha256,
 )
+from onnxplain.adapters.gradient.portability import TABLES, Note, Runtime, notes
 from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
 from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
@@ -165,6 +166,7 @@ class Inspection:
     preprocess: dict[str, Any] | None
     preprocess_from: str | None  # where it was found; or, if it was not, what was looked for
     gradient_model: dict[str, Any] | None  # space, objectives, source and version, if it is a gradient model
+    runtimes: dict[Runtime, list[Note]]  # what each would not run on its device; none of them if that was not found out
     problems: list[str]
 
 
