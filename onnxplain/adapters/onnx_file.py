@@ -166,7 +166,7 @@ class Inspection:
     preprocess: dict[str, Any] | None
     preprocess_from: str | None  # where it was found; or, if it was not, what was looked for
     gradient_model: dict[str, Any] | None  # space, objectives, source and version, if it is a gradient model
-    runtimes: dict[Runtime, list[Note]]  # what each would not run on its device; none of them if that was not found out
+    runtimes: dict[Runtime, list[Note]]  # what each would not run, in either half; empty if neither could be made
     problems: list[str]
 
 
@@ -196,13 +196,16 @@ def inspect(
             where = str(error)
         except OnnxplainError as error:
             problems.append(str(error))
+    made: ir.Model | None = None
     if is_gradient:
         problems += filter(None, [gradient_model_problem(ours)])
+        made = ours
     else:
         try:
-            gradient_model(path, preprocess=spec, output=output)
+            made = ir.from_proto(gradient_model(path, preprocess=spec, output=output))
         except NotDifferentiable as error:
             gaps = list(error.gaps)
+            made = ir.from_proto(logits_model(path, preprocess=spec, output=output))
         except OnnxplainError as error:
             problems.append(str(error))
     return Inspection(
@@ -220,6 +223,7 @@ def inspect(
         preprocess=spec.to_dict() if spec is not None else None,
         preprocess_from=where,
         gradient_model=gradient_facts(meta) if is_gradient else None,
+        runtimes={} if made is None else {runtime: notes(made, runtime, "logits") for runtime in TABLES},
         problems=problems,
     )
 

@@ -396,7 +396,7 @@ def unsupported(model: ir.Model | ir.Graph, runtime: Runtime) -> list[Unsupporte
 
 
 def notes(model: ir.Model | ir.Graph, runtime: Runtime, forward: str | None = None) -> list[Note]:
-    """What `unsupported` finds, by half and operator. `forward`: the output whose nodes are the forward half (or all)."""
+    """What `unsupported` finds, by half and operator. `forward` names the output that the forward half is for."""
     graph = graph_of(model)
     ends = [y for y in graph.outputs if y.name == forward] or list(graph.outputs)
     needed = set(ends)
@@ -489,4 +489,3 @@ def schema_of(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
         return onnx.defs.get_schema(op_type, opset, "")
     except onnx.defs.SchemaError:
         return None
-
