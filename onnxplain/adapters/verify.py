@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxplain.adapters.gradient.differentiate import STOPPED_KEY
+from onnxplain.adapters.gradient.differentiate import stopped_at
 from onnxplain.engine.drive import Model
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.space import Space
 from onnxplain.engine.verify import Verification, random_images, verify
-from onnxplain.errors import Gap, UsageError
+from onnxplain.errors import UsageError
 from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, load_image, to_input
 
 UNKNOWN = (-2.0, 2.0)  # the range of an input without preprocessing, unless it is given: that of normalised pixels
@@ -49,8 +49,7 @@ def verify_gradient(
         low, high = (0.0, 1.0) if PREPROCESS_KEY in meta else range or UNKNOWN
         Space.model((low, high))  # which complains if they are in the wrong order
         points = photos(meta, images) if images else random_images(model.image_shape, low, high, seed)
-        found = verify(model, points, span=high - low, seed=seed)
-    return replace(found, stopped=tuple(Gap(**gap) for gap in json.loads(meta.get(STOPPED_KEY, "[]"))))
+        return verify(model, points, span=high - low, seed=seed, stopped=stopped_at(meta))
 
 
 def photos(meta: Mapping[str, str], paths: Sequence[str | os.PathLike[str]]) -> dict[str, NDArray[np.float32]]:
@@ -58,4 +57,4 @@ def photos(meta: Mapping[str, str], paths: Sequence[str | os.PathLike[str]]) -> 
     if PREPROCESS_KEY not in meta:
         raise UsageError("photos: the model has no preprocessing; next: export it with one, or verify at random images")
     spec = PreprocessSpec.from_dict(json.loads(meta[PREPROCESS_KEY]))
-    return {os.fspath(path): to_input(load_image(path, spec)) for path in paths}
+    return {os.fspath(path): to_input(load_image(Path(path), spec)) for path in paths}
