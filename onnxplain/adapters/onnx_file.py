@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from onnxplain.errors import (
     InvalidModel,
     NotDifferentiable,
     OnnxplainError,
+    PartialGradientWarning,
     UsageError,
     by_operator,
 )

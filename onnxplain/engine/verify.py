@@ -42,7 +42,8 @@ SHORTEST = 2.0**-40  # step, in units of the range of the input; longer for type
 LONGEST = 2.0**-4  # likewise
 GRAIN = 2.0**-6  # of the noise that is laid over an image: equal neighbours would be a kink of max pooling, likewise
 LOOKS = 5  # at an image, each with new grain: that it lies on a kink is no coincidence five times
-COTANGENT = 8  # roundings that a cotangent of an objective may be off by, in units of those of the logits
+ROUNDING = 64  # units in the last place that a gradient may be off by, whatever the noise of the differences
+COTANGENT = 8  # likewise the cotangent of an objective, compared with that of the logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +274,7 @@ def hold(
     first = step = span * max(shortest * eps, SHORTEST)
     rounding = 4 * eps * float(np.abs(here).max())
     resolution = 4 * rounding
-    floors = [COTANGENT * eps * units[0] / unit if unit else 0.0 for unit in units]
+    floors = [eps * (ROUNDING + COTANGENT * units[0] / unit) if unit else 0.0 for unit in units]
     ladders = [Ladder(unit, floor) for unit, floor in zip(units, floors, strict=True)]
     while step <= LONGEST * span and not all(ladder.done for ladder in ladders):
         up, down = (x + step * d).astype(x.dtype), (x - step * d).astype(x.dtype)
