@@ -166,6 +166,8 @@ def verify(
             if look.passed:
                 break
         looks.append(look)
+        if not look.passed:
+            break
     return judged(looks, stopped)
 
 
