@@ -23,6 +23,7 @@ Array: TypeAlias = NDArray[Any]
 Dim: TypeAlias = int | str | None
 
 SMALL = 1024  # elements: what is larger is no shape, axis or scale
+WHOLE = 2**18  # elements: what is larger is no index that follows from shapes
 
 # The trial sizes of free dimensions, a pair for each: primes that no layer is likely to have.
 PRIMES = (211, 307, 223, 311, 227, 313, 229, 317, 233, 331, 239, 337, 241, 347, 251, 349, 257, 353, 263, 359)
@@ -54,7 +55,9 @@ class Trial:
 
     @property
     def small(self) -> bool:
-        return self.shape is not None and None not in self.shape and math.prod(self.shape) <= SMALL  # type: ignore[arg-type]
+        """Whether the value is worth computing."""
+        most = WHOLE if self.dtype is not None and self.dtype.is_integer() else SMALL
+        return self.shape is not None and None not in self.shape and math.prod(self.shape) <= most  # type: ignore[arg-type]
 
     def proto(self) -> onnx.TypeProto:
         shape = None if self.shape is None else list(self.shape)
