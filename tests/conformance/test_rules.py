@@ -158,7 +158,6 @@ REFUSED = {
     "AveragePool": ("auto_pad together with ceil_mode",),
     "BatchNormalization": ("training mode", "with respect to a parameter"),
     "Clip": ("with respect to a bound",),
-    "Conv": ("with respect to the weights",),
     "Dropout": ("training mode", "no gradient with respect to input"),
     "LayerNormalization": ("mean or deviation",),
     "Reshape": ("a tensor without elements",),

@@ -45,6 +45,61 @@ ALLOWED = frozenset(
 )  # fmt: skip
 
 
+# Operators that get no rule on principle, and what to do instead. What is not listed merely has no rule so far.
+
+REFUSED: dict[str, str] = {}  # operator type, with its domain if it is not ONNX's -> the reason
+OTHER_DOMAINS = {
+    "com.microsoft": "an operator of ONNX Runtime alone; next: export without its graph optimisations or quantiser, "
+    "which put it there",
+}
+
+
+def refuse(reason: str, *kinds: str) -> None:
+    """Register operators that are refused."""
+    REFUSED.update(dict.fromkeys(kinds, reason))
+
+
+def refusal(kind: str) -> str:
+    """Why an operator has no gradient."""
+    return REFUSED.get(kind) or OTHER_DOMAINS.get(kind.rpartition(".")[0]) or "no gradient rule"
+
+
+refuse(
+    "a sum of trees is constant between jumps: its gradient is zero wherever there is one; next: use methods that only "
+    "need the model's outputs, or explain a differentiable model",
+    "ai.onnx.ml.TreeEnsemble", "ai.onnx.ml.TreeEnsembleClassifier", "ai.onnx.ml.TreeEnsembleRegressor",
+)  # fmt: skip
+refuse(
+    "it computes in whole numbers, which have no gradient; next: give the float model, or quantise in QDQ format",
+    "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear",
+)  # fmt: skip
+refuse(
+    "where it reads is known at run time only, and no operator that every runtime has adds a cotangent to such places; "
+    "next: explain an output in front of it, or replace it by operators with fixed places",
+    "GridSample", "DeformConv", "RoiAlign", "MaxRoiPool", "MaxUnpool", "Unique", "TensorScatter",
+)  # fmt: skip
+refuse(
+    "spectra have no rule that every runtime could run; next: compute the spectrum in front of the model, and explain "
+    "the model behind it",
+    "DFT", "STFT",
+)  # fmt: skip
+refuse(
+    "it draws random numbers, so that no two runs explain the same model; next: export the model in evaluation mode",
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial",
+)  # fmt: skip
+refuse(
+    "it works on sequences, optional values or text, and gradients are of tensors; next: export the part of the model "
+    "that works on tensors",
+    "SequenceAt", "SequenceConstruct", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence",
+    "ConcatFromSequence", "Optional", "OptionalGetElement", "StringConcat", "StringNormalizer", "StringSplit",
+    "TfIdfVectorizer", "ai.onnx.ml.ZipMap", "ai.onnx.ml.CastMap", "ai.onnx.ml.DictVectorizer",
+)  # fmt: skip
+refuse(
+    "it picks boxes, which is no smooth function of them; next: explain the scores in front of it",
+    "NonMaxSuppression",
+)  # fmt: skip
+
+
 def vjp(*op_types: str, broadcastable: bool = False) -> Callable[[Rule], Rule]:
     """Register the rule of one or more operators."""
 

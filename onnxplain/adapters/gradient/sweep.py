@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient import rules as _rules  # noqa: F401  (fills the registry)
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
-from onnxplain.adapters.gradient.registry import DEFAULT, NO_GRADIENT, Entry, Rules
+from onnxplain.adapters.gradient.registry import DEFAULT, NO_GRADIENT, Entry, Rules, refusal
 from onnxplain.errors import Gap, NotDifferentiable
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE}
@@ -77,7 +77,7 @@ def gaps(graph: ir.Graph, active: set[ir.Value], rules: Rules = DEFAULT) -> list
         on_the_way = [y for y in node.outputs if y in active]
         odd = next((y for y in on_the_way if y.dtype not in FLOATS), None)
         if on_the_way and find(node, rules) is None:
-            found.append(Gap(kind(node), label(node), "no gradient rule"))
+            found.append(Gap(kind(node), label(node), refusal(kind(node))))
         elif odd is not None:
             what = "of unknown type" if odd.dtype is None else str(odd.dtype).lower()
             found.append(Gap(kind(node), label(node), f"its output is {what}, only float32 and float64 are covered"))
