@@ -11,6 +11,12 @@ A rule is a formula. It is called as `rule(g, y, *inputs, **attributes)`:
    shape; the sweep sums it to the input's.
 *  it emits operators of `ALLOWED` only, which every runtime of ours runs.
 *  a case that is not covered raises `UnsupportedCase`. Never a wrong number.
+*  it sees float32 and float64 only: half precision is cast before and after.
+
+An operator without a rule may have an *expansion*: a function `expansion(*inputs, **attributes)` that computes its
+outputs by formulas again, from operators that do have rules. The sweep differentiates what it emits; the operator
+itself stays in the graph as it is. Operators that ONNX itself defines by a function body have such an expansion without
+being registered. Where both would do, a rule is the better choice: it need not compute the forward pass a second time.
 """
 
 from __future__ import annotations
@@ -33,70 +39,18 @@ class Entry:
 Rules: TypeAlias = Mapping[str, Entry]
 
 DEFAULT: dict[str, Entry] = {}
+EXPANSIONS: dict[str, Rule] = {}
 NO_GRADIENT: dict[str, str] = {}  # operator type -> why its derivative is zero or does not exist
+REFUSED: dict[str, str] = {}  # operator type, with its domain -> why there will be no rule, and what to do instead
 
 ALLOWED = frozenset(
     (
-        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Exp", "Expand", "Gather",
-        "Gemm", "Greater", "HardSigmoid", "Identity", "Less", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Not",
-        "OneHot", "Pad", "ReduceSum", "Reshape", "ReverseSequence", "Shape", "Sigmoid", "Sign", "Slice", "Softmax",
-        "Sqrt", "Sub", "Transpose", "Trilu", "Where",
+        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "Div", "Equal", "Erf", "Exp",
+        "Expand", "Gather", "Gemm", "Greater", "HardSigmoid", "Identity", "Less", "Log", "LogSoftmax", "MatMul",
+        "MaxPool", "Mul", "Neg", "Not", "OneHot", "Pad", "Pow", "ReduceProd", "ReduceSum", "Reshape",
+        "ReverseSequence", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Sub",
+        "Tanh", "Transpose", "Trilu", "Where",
     )
-)  # fmt: skip
-
-
-# Operators that get no rule on principle, and what to do instead. What is not listed merely has no rule so far.
-
-REFUSED: dict[str, str] = {}  # operator type, with its domain if it is not ONNX's -> the reason
-OTHER_DOMAINS = {
-    "com.microsoft": "an operator of ONNX Runtime alone; next: export without its graph optimisations or quantiser, "
-    "which put it there",
-}
-
-
-def refuse(reason: str, *kinds: str) -> None:
-    """Register operators that are refused."""
-    REFUSED.update(dict.fromkeys(kinds, reason))
-
-
-def refusal(kind: str) -> str:
-    """Why an operator has no gradient."""
-    return REFUSED.get(kind) or OTHER_DOMAINS.get(kind.rpartition(".")[0]) or "no gradient rule"
-
-
-refuse(
-    "a sum of trees is constant between jumps: its gradient is zero wherever there is one; next: use methods that only "
-    "need the model's outputs, or explain a differentiable model",
-    "ai.onnx.ml.TreeEnsemble", "ai.onnx.ml.TreeEnsembleClassifier", "ai.onnx.ml.TreeEnsembleRegressor",
-)  # fmt: skip
-refuse(
-    "it computes in whole numbers, which have no gradient; next: give the float model, or quantise in QDQ format",
-    "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear",
-)  # fmt: skip
-refuse(
-    "where it reads is known at run time only, and no operator that every runtime has adds a cotangent to such places; "
-    "next: explain an output in front of it, or replace it by operators with fixed places",
-    "GridSample", "DeformConv", "RoiAlign", "MaxRoiPool", "MaxUnpool", "Unique", "TensorScatter",
-)  # fmt: skip
-refuse(
-    "spectra have no rule that every runtime could run; next: compute the spectrum in front of the model, and explain "
-    "the model behind it",
-    "DFT", "STFT",
-)  # fmt: skip
-refuse(
-    "it draws random numbers, so that no two runs explain the same model; next: export the model in evaluation mode",
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial",
-)  # fmt: skip
-refuse(
-    "it works on sequences, optional values or text, and gradients are of tensors; next: export the part of the model "
-    "that works on tensors",
-    "SequenceAt", "SequenceConstruct", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence",
-    "ConcatFromSequence", "Optional", "OptionalGetElement", "StringConcat", "StringNormalizer", "StringSplit",
-    "TfIdfVectorizer", "ai.onnx.ml.ZipMap", "ai.onnx.ml.CastMap", "ai.onnx.ml.DictVectorizer",
-)  # fmt: skip
-refuse(
-    "it picks boxes, which is no smooth function of them; next: explain the scores in front of it",
-    "NonMaxSuppression",
 )  # fmt: skip
 
 
@@ -114,6 +68,30 @@ def define(rules: Mapping[str, Rule], broadcastable: bool = False) -> None:
     """Register many rules of one line each."""
     for op_type, rule in rules.items():
         DEFAULT[op_type] = Entry(rule, broadcastable)
+
+
+def expansion(*op_types: str) -> Callable[[Rule], Rule]:
+    """Register the formulas by which one or more operators are computed."""
+
+    def register(outputs: Rule) -> Rule:
+        EXPANSIONS.update(dict.fromkeys(op_types, outputs))
+        return outputs
+
+    return register
+
+
+def refuse(why: str, *op_types: str) -> None:
+    """Register operators that are not differentiated, whatever ONNX says of them: `Op`, or `domain.Op`."""
+    REFUSED.update(dict.fromkeys(op_types, why))
+
+
+def refusal(kind: str) -> str:
+    """Why an operator, `Op` or `domain.Op`, has no gradient, and what to do instead."""
+    if kind in REFUSED:
+        return REFUSED[kind]
+    if kind.startswith("com.microsoft."):
+        return "it is ONNX Runtime's own; next: give the model as it was before that runtime's optimiser rewrote it"
+    return "no gradient rule"
 
 
 def no_gradient(why: str, *op_types: str) -> None:

@@ -98,6 +98,9 @@ def infer(proto: Any, inputs: Any, constants: Any, opset: int) -> dict[str, onnx
     graph = onnx.helper.make_graph([proto], "one", inputs, bare, constants)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    for v in inferred.graph.output:
+        if not v.type.tensor_type.elem_type:  # ONNX says nothing of GroupNormalization: it is as what it normalises
+            v.type.CopyFrom(inputs[0].type)
     return {v.name: v for v in inferred.graph.output}
 
 

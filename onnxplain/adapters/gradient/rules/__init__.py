@@ -7,10 +7,27 @@ from onnxplain.adapters.gradient.rules import (
     linalg,
     norm,
     pool,
+    quantize,
+    recurrent,
     reduce,
+    refused,
     resize,
     select,
     shape,
 )
 
-__all__ = ["conv", "einsum", "elementwise", "linalg", "norm", "pool", "reduce", "resize", "select", "shape"]
+__all__ = [
+    "conv",
+    "einsum",
+    "elementwise",
+    "linalg",
+    "norm",
+    "pool",
+    "quantize",
+    "recurrent",
+    "reduce",
+    "refused",
+    "resize",
+    "select",
+    "shape",
+]

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
 from onnxplain.adapters.gradient.registry import vjp
-from onnxplain.adapters.gradient.rules.places import constant, fixed
+from onnxplain.adapters.gradient.rules.places import constant
 from onnxplain.adapters.gradient.rules.window import Window, unfold, windows
 
 
@@ -36,19 +36,18 @@ def conv(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> tuple[Any, ...]:
-    """x̄ and W̄ by the formulas above. x̄ is a plain Conv for stride 1, else a transposed one."""
+    """x̄ by the formula above: a plain Conv for stride 1, else a transposed one. W̄: see `kernel_gradient`."""
     kernel = [w.size(a) for a in range(2, w.rank)]
     along = windows(x, y, kernel, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
-
-    def weight() -> Expr:
-        return kernel_gradient(g, x, w, group, along)
 
     def image() -> Expr:
         if w.constant is not None and all(window.stride == 1 for window in along):
             return flipped_conv(g, w.constant, group, along)
         return transposed_conv(g, w, group, along)
 
-    return (image, weight, lambda: g.sum([0, *range(2, g.rank)]))[: 2 + (b is not None)]
+    return (image, lambda: kernel_gradient(g, x, group, along), lambda: g.sum([0, *range(2, g.rank)]))[
+        : 2 + (b is not None)
+    ]
 
 
 def flipped_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr:
@@ -149,17 +148,32 @@ def conv_transpose(
         )
 
     def weight() -> Expr:
-        return kernel_gradient(x, g, w, group, along)
+        return kernel_gradient(x, g, group, along)
 
     return (image, weight, lambda: g.sum([0, *range(2, g.rank)]))[: 2 + (b is not None)]
 
 
-def kernel_gradient(few: Expr, many: Expr, w: Expr, group: int, along: list[Window]) -> Expr:
-    """W̄[k, c, a] = Σ_o few[k, o] many[c, o s + a d - p], and over the batch, as a matrix product."""
-    batch, places = few.shape[0], fixed(few.shape[2:])
-    rows = few.reshape((batch, group, few.size(1) // group, places))
-    seen = unfold(many, along).reshape((batch, group, fixed(w.shape[1:]), places))
-    return (rows @ seen.mT).sum([0]).reshape(w.shape)
+def kernel_gradient(g: Expr, x: Expr, group: int, along: list[Window]) -> Expr:
+    """W̄[k, c, a] = Σ_n,o ȳ[n, k, o] x[n, c, o s + a d - p]: a convolution over x with the kernel ȳ.
+
+    The batch takes the place of the channels, and stride and dilation change theirs. In groups, x comes as
+    (C/groups, groups N, ...), and the kernel as (K, N, ...).
+    """
+    batch = x.shape[0]
+    spatial, sizes = range(3, x.rank + 1), x.shape[2:]
+    images = x.reshape((batch, group, x.size(1) // group, *sizes)).transpose((2, 1, 0, *spatial))
+    images = images.reshape((x.size(1) // group, group * batch if isinstance(batch, int) else None, *sizes))
+    for axis, window in enumerate(along, start=2):
+        images = images.pad(axis, window.before, window.reach - window.before - window.size)
+    kernel = op(
+        "Conv",
+        images,
+        g.transpose((1, 0, *range(2, g.rank))),
+        dilations=[window.stride for window in along],
+        strides=[window.dilation for window in along],
+        group=group,
+    )
+    return kernel.transpose((1, 0, *range(2, x.rank)))
 
 
 @vjp("Col2Im")
