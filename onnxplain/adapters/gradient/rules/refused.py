@@ -10,8 +10,8 @@ refuse(
     *("DeformConv", "GridSample", "MaxRoiPool", "MaxUnpool", "RoiAlign", "TensorScatter", "Unique"),
 )
 refuse(
-    "spectra have no rule that every runtime can run; next: compute the spectrum in front of the model, and explain the "
-    "model behind it",
+    "spectra have no rule that every runtime can run; next: compute the spectrum in front of the model, and explain "
+    "the model behind it",
     *("DFT", "STFT"),
 )
 refuse(

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.adapters.gradient.expr import Array, Expr, UnsupportedCase, op
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
+from onnxplain.adapters.gradient.facts import Array
 from onnxplain.adapters.gradient.registry import no_gradient, vjp
 from onnxplain.adapters.gradient.rules.mask import keep
 from onnxplain.adapters.gradient.rules.places import constant, fixed, put_back, resized
