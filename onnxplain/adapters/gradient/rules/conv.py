@@ -9,6 +9,7 @@ A transposed convolution is the second line forwards: x and ȳ change places.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -153,27 +154,18 @@ def conv_transpose(
     return (image, weight, lambda: g.sum([0, *range(2, g.rank)]))[: 2 + (b is not None)]
 
 
-def kernel_gradient(g: Expr, x: Expr, group: int, along: list[Window]) -> Expr:
-    """W̄[k, c, a] = Σ_n,o ȳ[n, k, o] x[n, c, o s + a d - p]: a convolution over x with the kernel ȳ.
+def kernel_gradient(few: Expr, many: Expr, group: int, along: list[Window]) -> Expr:
+    """W̄[k, c, a] = Σ_n,o few[n, k, o] many[n, c, o s + a d - p], as a product of matrices for each group.
 
-    The batch takes the place of the channels, and stride and dilation change theirs. In groups, x comes as
-    (C/groups, groups N, ...), and the kernel as (K, N, ...).
+    A Conv could do it with the batch in the place of the channels, but most runtimes want a number of channels that is
+    fixed.
     """
-    batch = x.shape[0]
-    spatial, sizes = range(3, x.rank + 1), x.shape[2:]
-    images = x.reshape((batch, group, x.size(1) // group, *sizes)).transpose((2, 1, 0, *spatial))
-    images = images.reshape((x.size(1) // group, group * batch if isinstance(batch, int) else None, *sizes))
-    for axis, window in enumerate(along, start=2):
-        images = images.pad(axis, window.before, window.reach - window.before - window.size)
-    kernel = op(
-        "Conv",
-        images,
-        g.transpose((1, 0, *range(2, g.rank))),
-        dilations=[window.stride for window in along],
-        strides=[window.dilation for window in along],
-        group=group,
-    )
-    return kernel.transpose((1, 0, *range(2, x.rank)))
+    batch, channels = few.shape[0], many.size(1) // group
+    places = math.prod(window.count for window in along)
+    taps = [window.kernel for window in along]
+    rows = few.reshape((batch, group, few.size(1) // group, places))
+    seen = unfold(many, along).reshape((batch, group, channels * math.prod(taps), places))
+    return (rows @ seen.mT).sum([0]).reshape((few.size(1), channels, *taps))
 
 
 @vjp("Col2Im")
