@@ -12,6 +12,7 @@ from onnxplain.adapters.gradient.registry import DEFAULT
 from onnxplain.adapters.gradient.rules.places import put_back, resized
 from onnxplain.adapters.gradient.rules.select import counted, element_places
 
+COORDINATES = "coordinate_transformation_mode"
 RIGHT = {name: entry.rule for name, entry in DEFAULT.items()}
 
 
@@ -73,6 +74,12 @@ def last_only(indices: Any, size: int) -> Any:
     places = counted(indices, size)
     last = len(places) - 1 - np.unique(places[::-1], return_index=True)[1]
     return np.where(np.isin(np.arange(len(places)), last), places, -1)
+
+
+def overwritten(g: Expr, y: Expr, x: Expr, indices: Expr, *, axis: int = 0) -> Any:
+    """Of elements that were taken several times the last."""
+    places = last_only(element_places(x, indices.constant, axis), int(np.prod(x.shape)))
+    return put_back(g.reshape((places.size,)), 0, places, int(np.prod(x.shape))).reshape(x.shape), None
 
 
 def scattered_as(reduction: str) -> Callable[..., Any]:
@@ -146,6 +153,12 @@ def pad_value_of_everything(g: Expr, y: Expr, x: Expr, pads: Expr, value: Any = 
     return image, others[0], g.sum(list(range(g.rank))).reshape(value.shape), *others[2:]
 
 
+def nearest_for_linear(*args: Any, **attributes: Any) -> Any:
+    """Where that means the same to all runtimes."""
+    plain = attributes.get("mode") == "linear" and not {COORDINATES, "antialias"} & attributes.keys()
+    return RIGHT["Resize"](*args, **({**attributes, "mode": "nearest"} if plain else attributes))
+
+
 def einsum_operands_swapped(g: Expr, y: Expr, *xs: Expr, equation: str) -> Any:
     """The cotangents in another order, where shapes let them be."""
     parts = RIGHT["Einsum"](g, y, *xs, equation=equation)
@@ -198,7 +211,7 @@ MUTANTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "Gather: repeated elements overwrite": ("Gather", gather(last_only)),
     "Gather: negative indices from the wrong end": ("Gather", gather(lambda i, n: np.abs(i) % n)),
     "Gather: one place too far": ("Gather", gather(lambda i, n: (i + 1) % n)),
-    "GatherElements: repeated elements overwrite": ("GatherElements", lambda *a, **k: overwritten(*a, **k)),
+    "GatherElements: repeated elements overwrite": ("GatherElements", overwritten),
     "GatherND: indices in reverse": (
         "GatherND",
         lambda g, y, x, i, **k: RIGHT["GatherND"](g, y, x, x.emit.constant(i.constant[::-1].copy()), **k),
@@ -225,13 +238,13 @@ MUTANTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "Pad: everything to the value": ("Pad", pad_value_of_everything),
     "Resize: always half a pixel": (
         "Resize",
-        without("Resize", "coordinate_transformation_mode", lambda v: "tf" not in v),
+        without("Resize", COORDINATES, lambda v: "tf" not in v),
     ),
     "Resize: always asymmetric": (
         "Resize",
-        turned("Resize", "coordinate_transformation_mode", {"align_corners": "asymmetric"}),
+        turned("Resize", COORDINATES, {"align_corners": "asymmetric"}),
     ),
-    "Resize: always to the nearest": ("Resize", without("Resize", "mode")),
+    "Resize: the nearest for linear": ("Resize", nearest_for_linear),
     "Resize: linear for cubic": ("Resize", turned("Resize", "mode", {"cubic": "linear"})),
     "Resize: antialias forgotten": ("Resize", without("Resize", "antialias")),
     "Resize: exclude_outside forgotten": ("Resize", without("Resize", "exclude_outside")),
@@ -258,8 +271,3 @@ MUTANTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "Col2Im: taps in reverse": ("Col2Im", col2im_taps_in_reverse),
     "Col2Im: taps before channels": ("Col2Im", col2im_channels_last),
 }
-
-
-def overwritten(g: Expr, y: Expr, x: Expr, indices: Expr, *, axis: int = 0) -> Any:
-    places = last_only(element_places(x, indices.constant, axis), int(np.prod(x.shape)))
-    return put_back(g.reshape((places.size,)), 0, places, int(np.prod(x.shape))).reshape(x.shape), None
