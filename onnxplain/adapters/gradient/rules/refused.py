@@ -16,7 +16,7 @@ refuse(
 )
 refuse(
     "it draws random numbers, so that no two runs explain the same model; next: export the model in evaluation mode",
-    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    *("Bernoulli", "Multinomial"),
 )
 refuse(
     "it works on sequences, optional values or text, and only tensors have gradients; next: export the part of the "
@@ -25,4 +25,3 @@ refuse(
     *("SequenceInsert", "SequenceMap", "SplitToSequence", "StringConcat", "StringNormalizer", "StringSplit"),
     *("TfIdfVectorizer", "ai.onnx.ml.CastMap", "ai.onnx.ml.DictVectorizer"),
 )
-refuse("it picks boxes; next: explain the scores in front of it", "NonMaxSuppression")
