@@ -8,14 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeAlias
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from onnxplain.adapters.gradient.expr import FACTS, PREFIX
+from onnxplain.adapters.gradient.facts import Array, Facts
 from onnxplain.errors import InvalidModel, NotDifferentiable
 
 ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
 
+SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 OPSET = 18  # older models are raised to it: the last opset at which CUDA has a kernel for all that the rules emit
 
 
@@ -150,8 +154,80 @@ def name_dimensions(model: ir.Model) -> None:
 
 
 def infer_shapes(model: ir.Model) -> ir.Model:
+    """Find out types and shapes, and compute the shape arithmetic that does not depend on the input's content."""
     passes.ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True)(model)
+    graph = model.graph
+    facts = graph.meta[FACTS] = Facts(graph.opset_imports[""])
+    for node in graph:
+        if node.domain or any(attribute.type in SUBGRAPHS for attribute in node.attributes.values()):
+            continue  # what is declared of its outputs has to do
+        try:
+            facts.infer(node)
+        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+            continue
+        fold(node, facts)
+    passes.RemoveUnusedNodesPass()(model)
     return model
+
+
+def fold(node: ir.Node, facts: Facts) -> None:
+    """Make constants of the whole numbers that a node computes, or takes, where they are the same for any batch."""
+    assert isinstance(node.graph, ir.Graph)
+    known = [facts.data(y) for y in node.outputs]
+    if all(data is not None and data.dtype.kind in "iub" for data in known):
+        for y, data in zip(node.outputs, known, strict=True):
+            if not y.is_graph_output():
+                y.replace_all_uses_with(constant(node.graph, str(y.name), np.asarray(data)))
+        return
+    if node.op_type in PLACES:
+        for i in PLACES[node.op_type]:
+            x = node.inputs[i] if i < len(node.inputs) else None
+            if x is not None and x.const_value is None:
+                fixed = whatever_the_batch(node, i, facts)
+                if fixed is not None:
+                    node.replace_input_with(i, constant(node.graph, f"{PREFIX}{node.outputs[0].name}_{i}", fixed))
+
+
+PLACES = {"Reshape": (1,), "Expand": (1,), "Slice": (1, 2)}  # inputs that tell sizes, by index
+
+
+def whatever_the_batch(node: ir.Node, index: int, facts: Facts) -> Array | None:
+    """Sizes that follow from a free dimension, as constants that mean the same for each size of it; None if none do."""
+    x, given = node.inputs[0], node.inputs[index]
+    assert x is not None
+    assert given is not None
+    (before, after), (there, then) = facts.of(x), facts.of(node.outputs[0])
+    a, b = (trial.data for trial in facts.of(given))
+    shapes = [trial.shape for trial in (before, after, there, then)]
+    if a is None or b is None or any(shape is None or None in shape for shape in shapes):
+        return None
+    old, new = (list(zip(*pair, strict=True)) for pair in (shapes[:2], shapes[2:]))
+    if node.op_type == "Reshape":
+        free = [i for i, (p, q) in enumerate(new) if p != q]
+        return np.asarray([-1 if i in free else p for i, (p, _) in enumerate(new)], np.int64) if len(free) < 2 else None
+    if node.op_type == "Expand":  # it broadcasts both ways: 1 leaves a dimension as it is
+        old = [(1, 1)] * (len(new) - len(old)) + old
+        sizes = [1 if was == now else now[0] if now[0] == now[1] else None for was, now in zip(old, new, strict=True)]
+        return None if None in sizes else np.asarray(sizes, np.int64)
+    axes = facts.data(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else np.arange(len(a))
+    if axes is None:
+        return None
+    ends = []
+    for p, q, axis in zip(a.tolist(), b.tolist(), axes.tolist(), strict=True):
+        if p != q and old[axis] != (p, q):
+            return None
+        ends.append(p if p == q else np.iinfo(np.int64).max)
+    return np.asarray(ends, np.int64)
+
+
+def constant(graph: ir.Graph, name: str, data: Array) -> ir.Value:
+    """A new initializer."""
+    while name in graph.initializers:
+        name += "_"
+    tensor = ir.tensor(np.ascontiguousarray(data), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def one_line(error: BaseException) -> str:
