@@ -181,11 +181,8 @@ MUTANTS: dict[str, tuple[str, Callable[..., Any]]] = {
         "HardSwish",
         lambda g, y, x: where(x < 3.0, where(x > -3.0, g * (2 * x / 6), 0.0), g),
     ),
-    "Clip: no upper bound": ("Clip", lambda g, y, x, low=None, high=None: RIGHT["Clip"](g, y, x, low)),
-    "Clip: all to the bounds": (
-        "Clip",
-        lambda g, y, x, low=None, high=None: (RIGHT["Clip"](g, y, x, low, high)[0], g, g),
-    ),
+    "Clip: no upper bound": ("Clip", lambda *args: (RIGHT["Clip"](*args[:4])[0], *RIGHT["Clip"](*args)[1:])),
+    "Clip: all to the bounds": ("Clip", lambda g, *args: (RIGHT["Clip"](g, *args)[0], g, g)),
     "Where: branches swapped": ("Where", lambda g, y, c, a, b: (None, where(c, 0.0, g), where(c, g, 0.0))),
     "MatMul: sign": ("MatMul", lambda g, y, a, b: RIGHT["MatMul"](-g, y, a, b)),
     "MatMul: square not transposed": ("MatMul", lambda g, y, a, b: square(g, y, a, b)),

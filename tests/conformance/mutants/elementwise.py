@@ -76,10 +76,7 @@ MUTANTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "Mish: tanh alone": ("Mish", lambda g, y, x: g * op("Tanh", op("Softplus", x))),
     "Gelu: always the exact form": ("Gelu", gelu("form")),
     "Gelu: no density": ("Gelu", gelu("density")),
-    "Pow: exponent not lowered": (
-        "Pow",
-        lambda g, y, x, p: (g * y * p.cast(x.value.dtype), RIGHT["Pow"](g, y, x, p)[1]),
-    ),
+    "Pow: exponent forgotten": ("Pow", lambda g, y, x, p: (g * y / x, RIGHT["Pow"](g, y, x, p)[1])),
     "Pow: exponent plus one": ("Pow", pow_of(lambda p: p + 1)),
     "Pow: whole exponents only": ("Pow", pow_of(np.rint)),
     "Pow: the exponent's logarithm forgotten": ("Pow", lambda g, y, x, p: (RIGHT["Pow"](g, y, x, p)[0], g * y)),
