@@ -11,6 +11,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as MaxPoolWithIndices
+from onnx.reference.ops.op_resize import Resize as InFloat32
 
 from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
 from onnxplain.errors import ExecutionError
@@ -26,22 +27,33 @@ class Erf(OpRun):
 
 
 class Pad(OpRun):
-    """Pad that crops where a width is negative, which the evaluator's own refuses. Constant borders only."""
+    """Pad that crops where a width is negative, which the evaluator's own refuses."""
 
     op_domain = ""
 
     def _run(
         self, x: Array, pads: Array, value: Array | None = None, axes: Array | None = None, mode: str | None = None
     ) -> tuple[Array]:
-        if mode not in (None, "constant"):
-            raise NotImplementedError(f"Pad in mode {mode}")
+        fill: Any = {"constant_values": 0 if value is None else value.item()} if mode in (None, "constant") else {}
         over = range(x.ndim) if axes is None else axes.tolist()
         for axis, before, after in zip(over, *np.split(pads, 2), strict=True):
             x = np.moveaxis(x, axis, 0)
             x = x[max(-before, 0) : len(x) + min(after, 0)]
             border = [(max(before, 0), max(after, 0)), *[(0, 0)] * (x.ndim - 1)]
-            x = np.moveaxis(np.pad(x, border, constant_values=0 if value is None else value.item()), 0, axis)
+            how: Any = mode or "constant"
+            x = np.moveaxis(np.pad(x, border, how, **fill), 0, axis)
         return (x,)
+
+
+class GatherElements(OpRun):
+    """GatherElements for indices smaller than the data, which the evaluator's own refuses."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, indices: Array, axis: int | None = None) -> tuple[Array]:
+        where: list[Array] = list(np.indices(indices.shape))
+        where[axis or 0] = indices
+        return (x[tuple(where)],)
 
 
 class MaxPool(MaxPoolWithIndices):
@@ -239,6 +251,21 @@ def taps(
     return np.stack([np.moveaxis(part, 0, 2 + axis) for part in seen])
 
 
+class Resize(InFloat32):
+    """Resize with weights in float64, also along axes that are counted from the end."""
+
+    op_domain = ""
+
+    def _run(  # type: ignore[override]
+        self, x: Array, roi: Array | None, scales: Array | None = None, sizes: Array | None = None, **attributes: Any
+    ) -> tuple[Array]:
+        wide: Any = [None if part is None else part.astype(np.float64) for part in (roi, scales)]
+        attributes["cubic_coeff_a"] = float(attributes["cubic_coeff_a"])
+        if attributes.get("axes") is not None:
+            attributes["axes"] = [axis % x.ndim for axis in attributes["axes"]]
+        return tuple(InFloat32._run(self, x, *wide, sizes, **attributes))  # type: ignore[call-arg]
+
+
 class ConvTranspose(OpRun):
     """ConvTranspose by its definition, for explicit pads: the evaluator's own fails for several groups."""
 
@@ -296,8 +323,8 @@ class ReferenceExecutor(Closing):
 
     def __init__(self, model: onnx.ModelProto) -> None:
         operators = [
-            *(Erf, Gelu, Pad, MaxPool, AveragePool, LpPool, GlobalMaxPool, GlobalLpPool),
-            *(GroupNormalization, LpNormalization, LRN, ConvTranspose),
+            *(Erf, Gelu, Pad, GatherElements, MaxPool, AveragePool, LpPool, GlobalMaxPool, GlobalLpPool),
+            *(GroupNormalization, LpNormalization, LRN, Resize, ConvTranspose),
         ]
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model, new_ops=operators)
         constants = {tensor.name for tensor in model.graph.initializer}

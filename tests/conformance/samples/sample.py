@@ -28,7 +28,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class Const:
-    """An input that is an initializer."""
+    """An input that is an initializer, in the model's float type if it is float64 here."""
 
     values: Array
 
@@ -83,7 +83,7 @@ class Sample:
                 inputs.append(onnx.helper.make_tensor_value_info(names[i], kind, shape))
             elif x is not None:
                 values = np.asarray(getattr(x, "values", x))
-                values = values.astype(np.float32).astype(dtype) if values.dtype.kind == "f" else values
+                values = values.astype(np.float32).astype(dtype) if values.dtype == np.float64 else values
                 constants.append(onnx.numpy_helper.from_array(values, names[i]))
         ys = [f"y{i}" for i in range(self.outputs)]
         proto = onnx.helper.make_node(self.op, names, ys, **self.attributes)
