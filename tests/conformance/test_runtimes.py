@@ -145,7 +145,7 @@ def test_tensorrt_reads_the_gradient_of_whatever_it_reads(sample: Sample, symbol
 
 
 # Node cases where the parser of TensorRT for RTX is known to differ from that of TensorRT.
-RTX_ACCEPTS = {"Attention": "queries that are not 4-D", "Equal": "int8"}
+RTX_ACCEPTS = ("for int8", "queries that are not 4-D", "past keys, past values or lengths")
 RTX_REFUSES = {
     "DeformConv": "Plugin not found",
     "Identity": "convert ONNX date type",  # of a sequence
@@ -166,13 +166,13 @@ def test_the_tensorrt_table_agrees_with_the_parser_on_onnx_s_own_node_cases(pars
             tally["not known"] += 1
         elif bool(expected) == bool(refused):
             tally["agree"] += 1
-        elif expected and RTX_ACCEPTS.get(node.op_type, "-") in expected[0]:
+        elif expected and any(what in expected[0] for what in RTX_ACCEPTS):
             tally["RTX accepts more"] += 1
         elif refused and RTX_REFUSES.get(node.op_type, "-") in refused[0]:
             tally["RTX accepts less"] += 1
         else:
             bad.append((name, expected, refused))
-    assert not bad
+    assert not bad, bad
     assert tally["agree"] >= 600, tally
 
 
@@ -216,22 +216,27 @@ def openvino() -> Callable[[onnx.ModelProto, dict[str, Any]], dict[str, Any]]:
 
     def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
         compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
-        values = compiled(feeds)
-        return {name: values[name] for name in (output.name for output in model.graph.output)}
+        values = compiled([feeds[x.name] for x in model.graph.input])  # an input that goes straight out loses its name
+        return {y.name: values[i] for i, y in enumerate(model.graph.output)}
 
     return run
 
 
 @every_variant
 def test_openvino_gives_the_gradient_of_onnx_runtime(sample: Sample, symbolic: bool, openvino: Any) -> None:
-    """In float32, at float noise: see the same test of ONNX Runtime against float64."""
-    model = gradient(sample, symbolic)
+    """In float32, at float noise; what it refuses, it refuses without the gradient too."""
+    model, alone = gradient(sample, symbolic), sample.model(np.float32, symbolic=symbolic)
     feeds = sample.feeds(np.float32)
-    forward = OnnxRuntimeExecutor(sample.model(np.float32), threads=1, optimise=False)
+    forward = OnnxRuntimeExecutor(alone, threads=1, optimise=False)
     rng = np.random.default_rng(7)
     feeds |= {f"grad_{name}": rng.uniform(-1, 1, y.shape).astype(y.dtype) for name, y in forward(feeds).items()}
     want = OnnxRuntimeExecutor(model, threads=1, optimise=False)(feeds)
-    got = openvino(model, feeds)
+    try:
+        got = openvino(model, feeds)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            openvino(alone, sample.feeds(np.float32))
+        return
     for i in sample.wanted:
         name = f"grad_x{i}"
         np.testing.assert_allclose(got[name], want[name], rtol=0, atol=64 * EPS32 * np.abs(want[name]).max())

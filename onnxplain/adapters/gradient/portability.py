@@ -271,9 +271,10 @@ def resize(node: ir.Node) -> str | None:
 
 
 def vector_left(node: ir.Node) -> str | None:
-    """RTX: it broadcasts the vector to a matrix and drops an axis too many."""
-    a, b = (0 if x is None or x.shape is None else len(x.shape) for x in node.inputs)
-    return "a vector times a stack of matrices" if a == 1 and b > 2 else None
+    """RTX: it makes a stack of matrices of the vector, and cannot undo that."""
+    a, b = (None if x is None else x.shape for x in node.inputs)
+    fixed = a is not None and b is not None and a.is_static() and b.is_static()
+    return "a vector times a stack of matrices" if fixed and len(a) == 1 and len(b) > 2 else None
 
 
 CUDA_CASES: dict[str, Case] = {
