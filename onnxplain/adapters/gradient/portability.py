@@ -85,7 +85,7 @@ CUDA_ROWS = {
     "T1: float; T2: float": "GridSample 16-22",
     "T1: FLOATS int32 uint8": "Resize 18-19",
     "T1: FLOATS bfloat16 int32 int64": "Pow 15",
-    "T1: float16 bfloat16 float; T2: float16 bfloat16 float": "Attention 23-24",
+    "T1: float16 bfloat16 float; T2: float16 bfloat16 float; U: bool float16 bfloat16 float": "Attention 23-24",
     "T1: float double int32 int64 uint64; T2: float double int32 int64 uint64": "EyeLike 9",
     "T1: int32 int64; T2: int32 int64; T3: float16 float int64": "OneHot 11",
     "T1: int8; T2: int8": "MatMulInteger 10",
@@ -106,16 +106,16 @@ TENSORRT_OPSET = 25
 TENSORRT_ROWS = {
     "data: TENSORRT_FLOATS": """
         Acos, Acosh, Asin, Asinh, Atan, Atanh, Attention, AveragePool, BatchNormalization, Ceil, Celu, Clip,
-        Conv, ConvTranspose, Cos, Cosh, CumSum, DequantizeLinear, Dropout, Einsum, Elu, Erf, Exp, Floor, GRU,
+        Conv, ConvTranspose, Cos, Cosh, DequantizeLinear, Dropout, Einsum, Elu, Erf, Exp, Floor, GRU,
         Gemm, GlobalAveragePool, GlobalLpPool, GlobalMaxPool, GroupNormalization, HardSigmoid, HardSwish,
         Hardmax, InstanceNormalization, IsInf, LRN, LSTM, LayerNormalization, LeakyRelu, Log, LogSoftmax,
         LpNormalization, LpPool, MatMul, MaxPool, MeanVarianceNormalization, PRelu, RMSNormalization, RNN,
         RandomNormal, RandomNormalLike, RandomUniform, RandomUniformLike, Reciprocal, Resize, RotaryEmbedding,
         Round, Scan, Selu, Sigmoid, Sin, Sinh, Softmax, Softplus, Softsign, Sqrt, Swish, Tan, Tanh,
         ThresholdedRelu, Upsample
-    """,  # Swish: RTX
+    """,  # Swish, and below it CumSum of integers: RTX
     "data: TENSORRT_FLOATS int32 int64": """
-        Abs, Add, ArgMax, ArgMin, DepthToSpace, Div, Equal, Gelu, Greater, GreaterOrEqual, IsNaN, Less,
+        Abs, Add, ArgMax, ArgMin, CumSum, DepthToSpace, Div, Equal, Gelu, Greater, GreaterOrEqual, IsNaN, Less,
         LessOrEqual, Max, Mean, Min, Mod, Mul, Neg, Pad, Pow, Range, ReduceL1, ReduceL2, ReduceLogSum,
         ReduceLogSumExp, ReduceMax, ReduceMean, ReduceMin, ReduceProd, ReduceSum, ReduceSumSquare, Relu,
         ScatterElements, ScatterND, Shrink, Sign, SpaceToDepth, Sub, Sum, TopK
@@ -133,6 +133,7 @@ TENSORRT_ROWS = {
     "data: bool": "And, Not, Or, Xor",
     "data: int8": "QuantizeLinear",
 }
+TENSORRT_LACKS = frozenset(("int16", "uint16", "uint32", "uint64"))  # types that no tensor may have
 TENSORRT_REFUSED = frozenset(
     (
         "AffineGrid", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
@@ -252,6 +253,15 @@ def attention(node: ir.Node) -> str | None:
     return one_output(node)
 
 
+def tensor_scatter(node: ir.Node) -> str | None:
+    cache = given(node, 0)
+    if cache is not None and cache.shape is not None and len(cache.shape) != 4:
+        return "a cache that is not 4-D"
+    if attribute(node, "axis", -2) not in (-2, 2):
+        return "an axis other than -2"
+    return None if attribute(node, "mode", "linear") == "linear" else "a mode other than linear"  # the latter: RTX
+
+
 RESIZE_COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
 
 
@@ -272,9 +282,8 @@ def resize(node: ir.Node) -> str | None:
 
 def vector_left(node: ir.Node) -> str | None:
     """RTX: it makes a stack of matrices of the vector, and cannot undo that."""
-    a, b = (None if x is None else x.shape for x in node.inputs)
-    fixed = a is not None and b is not None and a.is_static() and b.is_static()
-    return "a vector times a stack of matrices" if fixed and len(a) == 1 and len(b) > 2 else None
+    a, b = (x.shape if x is not None and x.shape is not None and x.shape.is_static() else () for x in node.inputs)
+    return "a vector times a stack of matrices" if len(a) == 1 and len(b) > 2 else None
 
 
 CUDA_CASES: dict[str, Case] = {
@@ -302,7 +311,9 @@ TENSORRT_CASES: dict[str, Case] = {
     "Resize": resize,
     "ScatterElements": reduction,
     "ScatterND": reduction,
+    "STFT": constant(2, "windows"),
     "Squeeze": constant(1, "axes"),
+    "TensorScatter": tensor_scatter,
     "TopK": top_k,
     "Unsqueeze": constant(1, "axes"),
     **{f"Reduce{name}": constant(1, "axes") for name in
@@ -332,6 +343,7 @@ class Table:
     opset: int
     refused: frozenset[str] | None  # operators without a row are refused if listed here; all of them, if None
     expanded: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()  # types
 
 
 def parse(rows: Mapping[str, str]) -> dict[str, list[Row]]:
@@ -364,6 +376,7 @@ TABLES: dict[Runtime, Table] = {
         cases=TENSORRT_CASES,
         opset=TENSORRT_OPSET,
         refused=TENSORRT_REFUSED,
+        lacks=TENSORRT_LACKS,
     ),
 }
 
@@ -459,7 +472,7 @@ def wrong_type(node: ir.Node, version: int, row: Row, table: Table) -> str | Non
         name = value.dtype.name.lower() if value is not None and value.dtype is not None else None
         if name is not None and name not in TYPES:
             return f"not known: the table does not have the type {name}"
-        if name is not None and allowed is not None and name not in allowed:
+        if name in table.lacks or (name is not None and allowed is not None and name not in allowed):
             return f"{table.name} does not have it for {name}"
     return None
 
