@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -12,10 +13,10 @@ REQUIRED = "ONNXPLAIN_REQUIRE_FRAMEWORKS"
 REQUIRED_RUNTIMES = "ONNXPLAIN_REQUIRE_RUNTIMES"  # their modules' names with commas between, or "1" for all
 
 
-def framework(name: str) -> ModuleType:
+def framework(name: str, load: Callable[[], ModuleType] | None = None) -> ModuleType:
     """Import a framework, or skip the module that asks; with ONNXPLAIN_REQUIRE_FRAMEWORKS set, fail instead."""
     try:
-        return importlib.import_module(name)
+        return load() if load else importlib.import_module(name)
     except ImportError:
         if os.environ.get(REQUIRED):
             raise

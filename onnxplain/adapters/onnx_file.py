@@ -23,6 +23,7 @@ from onnxplain.adapters.gradient.classifier import (
     logits_model,
     source_sha256,
 )
+from onnxplain.adapters.gradient.differentiate import as_message
 from onnxplain.adapters.gradient.portability import TABLES, Note, Runtime, notes
 from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
@@ -71,7 +72,7 @@ def halves(
             )
         if given is not None:
             find(path, given=given, metadata=ours.metadata_props)  # which says so if they differ
-        own = ir.to_proto(ours)
+        own = as_message(ours)
         return Halves(forward_model(own), own if gradient else None)
     if given is not None or preprocess == AUTO:
         spec: PreprocessSpec | None = find(path, given=given, metadata=ours.metadata_props)[0]
@@ -309,7 +310,7 @@ def plain_classifier(source: str | os.PathLike[str], gradient: onnx.ModelProto) 
     ours = read(source)
     ours.metadata_props.pop(PREPROCESS_KEY, None)
     ours.metadata_props.update({k: v for k, v in properties(gradient).items() if k == PREPROCESS_KEY})
-    return ir.to_proto(ours)
+    return as_message(ours)
 
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # times the largest logit, or 1

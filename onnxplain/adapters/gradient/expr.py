@@ -36,6 +36,7 @@ class Emit:
         self.opset = graph.opset_imports[""]
         self.facts: Facts = graph.meta.setdefault(FACTS, Facts(self.opset))
         self._constants: dict[tuple[Any, ...], Expr] = {}
+        self.transposed: dict[ir.Value, Expr] = {}  # of constants; a recurrent network has one in every step
         self._count = 0
         self._recordings: list[list[ir.Node]] = []
         self._taken = {value.name for node in graph for value in node.outputs} | {node.name for node in graph}
@@ -191,7 +192,10 @@ class Expr:
     def mT(self) -> Expr:
         """The last two axes swapped; of a constant, a new constant in the opposite memory order."""
         if self.constant is not None:
-            return self.emit.constant(np.swapaxes(self.constant, -1, -2))
+            known = self.emit.transposed
+            if self.value not in known:
+                known[self.value] = self.emit.constant(np.swapaxes(self.constant, -1, -2))
+            return known[self.value]
         return self.transpose((*range(self.rank - 2), self.rank - 1, self.rank - 2))
 
     def cast(self, dtype: ir.DataType) -> Expr:

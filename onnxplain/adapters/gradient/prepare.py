@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from onnxplain.adapters.gradient import control, ml
 from onnxplain.adapters.gradient.expr import FACTS, PREFIX
 from onnxplain.adapters.gradient.facts import SMALL, Array, Facts
 from onnxplain.errors import InvalidModel, NotDifferentiable
@@ -31,6 +32,7 @@ def read(model: ModelLike) -> ir.Model:
     if isinstance(model, onnx.ModelProto):
         ours = onnx.ModelProto()
         ours.CopyFrom(model)  # onnx-ir works on the tensors that it is given
+        ml.without_zipmap(ours.graph)
         try:
             read_proto = ir.from_proto(ours)
         except Exception as error:
@@ -43,7 +45,10 @@ def read(model: ModelLike) -> ir.Model:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InvalidModel(f"{path}: the model {what}; next: give the path of an .onnx file")
     try:
-        loaded = ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        ml.without_zipmap(proto.graph)
+        loaded = ir.from_proto(proto)
+        ir.external_data.set_base_dir(loaded.graph, path.parent)
     except Exception as error:  # protobuf, onnx-ir and the operating system each have their own
         raise InvalidModel(f"{path}: not a readable ONNX model ({one_line(error)}); next: export it again") from error
     if not len(loaded.graph.outputs) or not len(loaded.graph.inputs):
@@ -214,7 +219,16 @@ def infer_shapes(model: ir.Model) -> ir.Model:
     declare(model)
     graph = model.graph
     facts = graph.meta[FACTS] = Facts(graph.opset_imports[""])
-    for node in graph:
+    control_flow, classical = control.Names(graph), ml.Rewriter(graph)
+    waiting = list(graph)[::-1]
+    while waiting:
+        node = waiting.pop()
+        written = control.write_out(node, facts, control_flow)
+        if written is None:
+            written = classical.rewrite(node)
+        if written is not None:
+            waiting += written[::-1]
+            continue
         if node.domain or any(attribute.type in SUBGRAPHS for attribute in node.attributes.values()):
             continue  # what is declared of its outputs has to do
         try:

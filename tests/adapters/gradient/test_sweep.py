@@ -309,15 +309,21 @@ BRANCHES = {
         "b = com.example.Round(a) y = Add(a, b)",
         "com.example.Round",
     ),
-    "a quantised branch": (
+    "something done to a quantised value": (
         '["" : 18]',
         """one = Constant<value_float = 0.1>() zero = Constant<value = int8 {0}>()
-        q = QuantizeLinear(a, one, zero) b = DequantizeLinear(q, one, zero) y = Add(a, b)""",
-        "QuantizeLinear",
+        q = QuantizeLinear(a, one, zero) r = Identity(q) b = DequantizeLinear(r, one, zero) y = Add(a, b)""",
+        "Identity",
+    ),
+    "a quantised value read as a whole number": (
+        '["" : 18]',
+        """one = Constant<value_float = 0.1>() zero = Constant<value = int8 {0}>()
+        q = QuantizeLinear(a, one, zero) b = Cast<to = 1>(q) y = Add(a, b)""",
+        "Cast",
     ),
     "a branch that reads a value from outside": (
         '["" : 18]',
-        """yes = Constant<value = bool {1}>()
+        """total = ReduceSum<keepdims = 0>(a) zero = Constant<value_float = 0.0>() yes = Greater(total, zero)
         b = If(yes) <then_branch = t () => (float[N, 3] s) { s = Mul(a, a) },
                      else_branch = e () => (float[N, 3] r) { r = Neg(a) }> y = Add(a, b)""",
         "If",
