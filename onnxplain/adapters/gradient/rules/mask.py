@@ -54,16 +54,11 @@ def step(y: Expr, bound: float | Expr, sign: float) -> Expr:
     exact = value is not None and (value == 0 or 2.0**-60 <= abs(value) <= 2.0**20)
     if value is None or not exact or y.value.dtype != ir.DataType.FLOAT:
         return as_number(y > bound if sign > 0 else y < bound, y)
-<<<<<<< HEAD
     mask = op("HardSigmoid", y, alpha=sign * SCALE, beta=-sign * SCALE * value or NOTHING)
     return mask if value else op("HardSigmoid", mask, alpha=SCALE, beta=NOTHING)
-=======
-    mask = op("HardSigmoid", y, alpha=sign * SCALE, beta=-sign * SCALE * value)
-    return mask if value else op("HardSigmoid", mask, alpha=SCALE, beta=0.0)
 
 
 def number(bound: Expr) -> float | None:
     """The bound, if it is one number and known now."""
     known = bound.constant
     return None if known is None or known.size != 1 else float(known.item())
->>>>>>> main
