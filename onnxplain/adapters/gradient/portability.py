@@ -11,7 +11,8 @@ that are not integers. The cases below the rows were read off where that version
 
 *TensorRT*. The rows are the operators' page of the parser of TensorRT 10.15 (onnx-tensorrt, `docs/operators.md`), which
 covers opsets 9 to 24; 11.5 states 25. The cases are from the same page, but for those marked RTX, which are what the
-parser of TensorRT for RTX 1.7.1 says of ONNX's node cases. Float64 is accepted and computed in float32.
+parser of TensorRT for RTX 1.7.1 says of ONNX's node cases and of small models like them. Float64 is accepted, and
+computed in float32.
 """
 
 from __future__ import annotations
@@ -197,12 +198,61 @@ def dilated(node: ir.Node) -> str | None:
     return "dilations" if any(d != 1 for d in attribute(node, "dilations", ())) else None
 
 
+def spatial(node: ir.Node) -> str | None:
+    """RTX: images and volumes, and whatever has one spatial axis as an image of one row."""
+    x = given(node, 0)
+    return "more than three spatial axes" if x is not None and x.shape is not None and len(x.shape) > 5 else None
+
+
+def average_pool(node: ir.Node) -> str | None:
+    return spatial(node) or dilated(node)
+
+
 def max_pool(node: ir.Node) -> str | None:
-    return one_output(node) or dilated(node)
+    return spatial(node) or one_output(node) or dilated(node)
 
 
 def lp_pool(node: ir.Node) -> str | None:
-    return dilated(node) or (None if attribute(node, "p", 2) in (1, 2) else "p other than 1 and 2")  # the latter: RTX
+    if attribute(node, "p", 2) not in (1, 2):  # this and the next: RTX
+        return "p other than 1 and 2"
+    return "one spatial axis" if len(attribute(node, "kernel_shape", ())) == 1 else average_pool(node)
+
+
+def convolution(node: ir.Node) -> str | None:
+    """RTX: a kernel may be computed, but how many channels it has must be known; no cropping by negative pads."""
+    kernel = given(node, 1)
+    if kernel is not None and kernel.shape is not None and not all(isinstance(d, int) for d in list(kernel.shape)[:2]):
+        return "a kernel whose channels are not fixed"
+    if node.op_type == "ConvTranspose" and any(pad < 0 for pad in attribute(node, "pads", ())):
+        return "negative pads"
+    return spatial(node)
+
+
+def local_response(node: ir.Node) -> str | None:
+    """RTX."""
+    size, bias, beta = attribute(node, "size", 1), attribute(node, "bias", 1.0), attribute(node, "beta", 0.75)
+    x = given(node, 0)
+    if size % 2 == 0 or size > 15:
+        return "a size that is even or above 15"
+    if bias < 1e-5 or beta < 0.01:
+        return "a bias below 0.00001 or a beta below 0.01"
+    return "a line" if x is not None and x.shape is not None and len(x.shape) == 3 else None
+
+
+def recurrent(node: ir.Node) -> str | None:
+    if "affine" in [name.lower() for name in attribute(node, "activations", ())]:
+        return "activation Affine"  # RTX
+    lstm = node.op_type == "LSTM" and (attribute(node, "input_forget", 0) or attribute(node, "layout", 0))
+    return "input_forget or layout" if lstm else None
+
+
+def slice_(node: ir.Node) -> str | None:
+    """RTX: without axes it wants a start for each, where ONNX leaves the last axes whole."""
+    x, starts = given(node, 0), given(node, 1)
+    if given(node, 3) is not None or x is None or x.shape is None or starts is None or starts.shape is None:
+        return None
+    fewer = isinstance(starts.shape[0], int) and starts.shape[0] < len(x.shape)
+    return "starts for the first axes only, without axes" if fewer else None
 
 
 def constant(index: int, name: str) -> Case:
@@ -275,8 +325,12 @@ def resize(node: ir.Node) -> str | None:
         return "an aspect ratio that is kept"
     scales, x = given(node, 2), given(node, 0)
     axes = attribute(node, "axes")
-    if scales is not None and axes is not None and (x is None or x.shape is None or len(axes) != len(x.shape)):
+    some = axes is not None and (x is None or x.shape is None or len(axes) != len(x.shape))
+    if scales is not None and some:
         return "scales of some axes only"
+    free = x is not None and x.shape is not None and not x.shape.is_static()
+    if some and free and attribute(node, "coordinate_transformation_mode") in ("asymmetric", "align_corners"):  # RTX
+        return "asymmetric or align_corners with sizes of some axes of an input whose shape is not fixed"
     return constant(2, "scales")(node)
 
 
@@ -297,21 +351,28 @@ CUDA_CASES: dict[str, Case] = {
 }
 TENSORRT_CASES: dict[str, Case] = {
     "Attention": attention,
-    "AveragePool": dilated,
+    "AveragePool": average_pool,
     "BatchNormalization": training,
+    "Conv": convolution,
+    "ConvTranspose": convolution,
     "CumSum": constant(1, "axes"),
     "DequantizeLinear": zero_point,
     "Dropout": dropout,
+    "GRU": recurrent,
+    "LRN": local_response,
+    "LSTM": recurrent,
     "LayerNormalization": one_output,
     "LpPool": lp_pool,
     "MatMul": vector_left,
     "MaxPool": max_pool,
     "OneHot": constant(1, "depths"),
     "QuantizeLinear": zero_point,
+    "RNN": recurrent,
     "Resize": resize,
     "ScatterElements": reduction,
     "ScatterND": reduction,
     "STFT": constant(2, "windows"),
+    "Slice": slice_,
     "Squeeze": constant(1, "axes"),
     "TensorScatter": tensor_scatter,
     "TopK": top_k,

@@ -101,6 +101,7 @@ def case(call: str, inputs: str = IMAGE, outputs: str = "y") -> str:
     return f"({inputs}) => ({', '.join(f'float {y}' for y in names)}) {{ {', '.join(names)} = {call} }}"
 
 
+ASYMMETRIC = 'coordinate_transformation_mode = "asymmetric"'
 CASES = [
     ("cuda", case("ConvTranspose<pads = [1, 1, 1, 1]>(x, w)"), ""),
     ("cuda", case("ConvTranspose<pads = [0, 0, 1, 1]>(x, w)"), "pads that differ"),
@@ -117,12 +118,27 @@ CASES = [
     ("cuda", case('RNN<hidden_size = 1, activations = ["Relu"]>(x, w, w)', "float[4, N, 3] x"), "activations"),
     ("cuda", case('RNN<hidden_size = 1, activations = ["Tanh"]>(x, w, w)', "float[4, N, 3] x"), ""),
     ("tensorrt", case("ConvTranspose<pads = [0, 0, 1, 1]>(x, w)"), ""),
+    ("tensorrt", case("ConvTranspose<pads = [-1, 0, 0, 0]>(x, w)"), "negative pads"),
+    ("tensorrt", case("Conv(x, w)", "float[N, 3, 6, 6, 6, 6] x"), "three spatial axes"),
+    ("tensorrt", case("Conv(x, b)", f"{IMAGE}, float[4, 3, 3, 3] b"), ""),
+    ("tensorrt", case("Conv(x, b)", f"{IMAGE}, float[4, M, 3, 3] b"), "channels are not fixed"),
+    ("tensorrt", case("LRN<size = 3>(x)"), ""),
+    ("tensorrt", case("LRN<size = 4>(x)"), "even"),
+    ("tensorrt", case("LRN<size = 3, bias = 0.0>(x)"), "bias"),
+    ("tensorrt", case("LRN<size = 3>(x)", "float[N, 3, 8] x"), "a line"),
+    ("tensorrt", case('RNN<hidden_size = 1, activations = ["Affine"]>(x, w, w)', "float[4, N, 3] x"), "Affine"),
+    ("tensorrt", case("RNN<hidden_size = 1, layout = 1>(x, w, w)", "float[4, N, 3] x"), ""),
+    ("tensorrt", case('GRU<hidden_size = 1, activations = ["Affine", "Tanh"]>(x, w, w)', "float[4, N, 3] x"), "Affine"),
+    ("tensorrt", case("LSTM<hidden_size = 1, input_forget = 1>(x, w, w)", "float[4, N, 3] x"), "input_forget"),
+    ("tensorrt", case("Slice(x, a, e)"), "starts for the first"),
+    ("tensorrt", case("Slice(x, a, e, a)"), ""),
     ("tensorrt", case("MaxPool<kernel_shape = [2, 2]>(x)"), ""),
     ("tensorrt", case("MaxPool<kernel_shape = [2, 2], dilations = [2, 2]>(x)"), "dilations"),
     ("tensorrt", case("MaxPool<kernel_shape = [2, 2]>(x)", outputs="y i").replace("float i", "int64 i"), "outputs"),
     ("tensorrt", case("AveragePool<kernel_shape = [2, 2], dilations = [2, 2]>(x)"), "dilations"),
     ("tensorrt", case("LpPool<kernel_shape = [2, 2], p = 2>(x)"), ""),
     ("tensorrt", case("LpPool<kernel_shape = [2, 2], p = 3>(x)"), "p other than"),
+    ("tensorrt", case("LpPool<kernel_shape = [2]>(x)", "float[N, 3, 8] x"), "one spatial axis"),
     ("tensorrt", case("BatchNormalization<training_mode = 1>(x, v, v, v, v)", outputs="y m s"), "training mode"),
     ("tensorrt", case("Dropout(x, r, f)"), ""),
     ("tensorrt", case("Dropout(x, r, t)"), "training mode"),
@@ -143,6 +159,8 @@ CASES = [
     ("tensorrt", case('Resize<keep_aspect_ratio_policy = "not_larger">(x, , , s)'), "aspect ratio"),
     ("tensorrt", case("Resize(x, , d)", f"{IMAGE}, float[4] d"), "scales that are not constant"),
     ("tensorrt", case("Resize<axes = [2, 3]>(x, , c2)"), "some axes only"),
+    ("tensorrt", case("Resize<axes = [2, 3]>(x, , , s2)"), ""),
+    ("tensorrt", case(f"Resize<axes = [2, 3], {ASYMMETRIC}>(x, , , s2)"), "sizes of some"),
     ("tensorrt", case("MatMul(v, x)", "float[2, 3, 4] x"), "a vector times"),
     ("tensorrt", case("MatMul(v, x)", "float[N, 3, 4] x"), ""),
     ("tensorrt", case("DequantizeLinear(q, o)", "int8[N, 4] q"), ""),
@@ -166,7 +184,7 @@ WEIGHTS = {
     "r": np.asarray(0.5, np.float32), "t": np.asarray(True), "f": np.asarray(False), "a": np.asarray([1]),
     "k": np.asarray([4000]), "i4": np.zeros((1, 3, 8, 8), np.int64), "c": np.asarray([1, 1, 2, 2], np.float32),
     "c2": np.asarray([2, 2], np.float32), "s": np.asarray([1, 3, 4, 4]), "o": np.asarray(0.1, np.float32),
-    "z": np.asarray(3, np.int8), "o2": np.asarray([0, 1], np.float32),
+    "s2": np.asarray([4, 4]), "e": np.asarray([9]), "z": np.asarray(3, np.int8), "o2": np.asarray([0, 1], np.float32),
 }  # fmt: skip
 
 
