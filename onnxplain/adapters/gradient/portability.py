@@ -242,8 +242,9 @@ def local_response(node: ir.Node) -> str | None:
 def recurrent(node: ir.Node) -> str | None:
     if "affine" in [name.lower() for name in attribute(node, "activations", ())]:
         return "activation Affine"  # RTX
-    lstm = node.op_type == "LSTM" and (attribute(node, "input_forget", 0) or attribute(node, "layout", 0))
-    return "input_forget or layout" if lstm else None
+    if attribute(node, "input_forget", 0):
+        return "input_forget"
+    return "layout = 1" if node.op_type == "LSTM" and attribute(node, "layout", 0) else None
 
 
 def slice_(node: ir.Node) -> str | None:

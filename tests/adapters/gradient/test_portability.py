@@ -130,6 +130,7 @@ CASES = [
     ("tensorrt", case("RNN<hidden_size = 1, layout = 1>(x, w, w)", "float[4, N, 3] x"), ""),
     ("tensorrt", case('GRU<hidden_size = 1, activations = ["Affine", "Tanh"]>(x, w, w)', "float[4, N, 3] x"), "Affine"),
     ("tensorrt", case("LSTM<hidden_size = 1, input_forget = 1>(x, w, w)", "float[4, N, 3] x"), "input_forget"),
+    ("tensorrt", case("LSTM<hidden_size = 1, layout = 1>(x, w, w)", "float[N, 4, 3] x"), "layout"),
     ("tensorrt", case("Slice(x, a, e)"), "starts for the first"),
     ("tensorrt", case("Slice(x, a, e, a)"), ""),
     ("tensorrt", case("MaxPool<kernel_shape = [2, 2]>(x)"), ""),
