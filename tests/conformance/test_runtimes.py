@@ -44,10 +44,6 @@ def gradient(sample: Sample, symbolic: bool) -> onnx.ModelProto:
     return differentiate(sample.model(np.float32, symbolic=symbolic), wrt=[f"x{i}" for i in sample.wanted])
 
 
-# What a runtime refuses in a gradient and not in the model, with the reason why that is left so.
-LEFT = {"a kernel whose channels are not fixed"}  # of a convolution's weights, where the batch is free: no input image
-
-
 # By the tables
 
 
@@ -59,7 +55,7 @@ def test_what_rules_emit_runs_on_cuda_and_tensorrt(sample: Sample, symbolic: boo
     But for what holds of the model itself: the gradient of a dilated pool has dilated pools, and TensorRT has none.
     """
     found = unsupported(ir.from_proto(gradient(sample, symbolic)), name)
-    backward = {(left.op, left.why) for left in found if left.node.startswith(PREFIX) and left.why not in LEFT}
+    backward = {(left.op, left.why) for left in found if left.node.startswith(PREFIX)}
     assert backward <= {(left.op, left.why) for left in found if not left.node.startswith(PREFIX)}
 
 
@@ -146,7 +142,7 @@ def test_tensorrt_reads_the_gradient_of_whatever_it_reads(sample: Sample, symbol
     """What it refuses, it refuses without the gradient too, and the table knows."""
     model = gradient(sample, symbolic)
     refused, expected = parse(model), {left.why for left in unsupported(ir.from_proto(model), "tensorrt")}
-    if refused and not expected <= LEFT:
+    if refused:
         assert parse(sample.model(np.float32, symbolic=symbolic)), refused
     assert bool(refused) == bool(expected), (refused, expected)
 
@@ -212,8 +208,6 @@ def node_cases() -> list[tuple[str, onnx.ModelProto]]:
 
 # OpenVINO
 
-LEFT_BY_OPENVINO = ("Doesn't support dynamic weights shape",)  # the same as above
-
 
 @pytest.fixture(scope="session")
 def openvino() -> Callable[[onnx.ModelProto, dict[str, Any]], dict[str, Any]]:
@@ -244,10 +238,9 @@ def test_openvino_gives_the_gradient_of_onnx_runtime(sample: Sample, symbolic: b
     want = OnnxRuntimeExecutor(model, threads=1, optimise=False)(feeds)
     try:
         got = openvino(model, feeds)
-    except RuntimeError as error:
-        if not any(words in str(error) for words in LEFT_BY_OPENVINO):
-            with pytest.raises(RuntimeError):
-                openvino(alone, sample.feeds(np.float32))
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            openvino(alone, sample.feeds(np.float32))
         return
     far = [name for name, y in want.items() if not close(got[name], y)]
     assert not far or any(not name.startswith("grad_") for name in far), far
