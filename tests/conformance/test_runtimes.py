@@ -208,6 +208,10 @@ def node_cases() -> list[tuple[str, onnx.ModelProto]]:
 
 # OpenVINO
 
+# Operators whose values OpenVINO 2026.4 has wrong in some case, and whose gradient is made of these values: LpPool with
+# ceil_mode, ReduceL2 with noop_with_empty_axes. Of others it has the values wrong and the gradient right.
+OTHER_VALUES = {"LpPool", "ReduceL2"}
+
 
 @pytest.fixture(scope="session")
 def openvino() -> Callable[[onnx.ModelProto, dict[str, Any]], dict[str, Any]]:
@@ -242,8 +246,8 @@ def test_openvino_gives_the_gradient_of_onnx_runtime(sample: Sample, symbolic: b
         with pytest.raises(RuntimeError):
             openvino(alone, sample.feeds(np.float32))
         return
-    far = [name for name, y in want.items() if not close(got[name], y)]
-    assert not far or any(not name.startswith("grad_") for name in far), far
+    far = {name.startswith("grad_") for name, y in want.items() if not close(got[name], y)}
+    assert True not in far or (False in far and sample.op in OTHER_VALUES)
 
 
 def close(a: Any, b: Any) -> bool:
