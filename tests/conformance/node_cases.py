@@ -364,6 +364,9 @@ def judged(case: Case, wrt: str, rules: Rules) -> Result:
         return Result(input=wrt, verdict=Verdict.FAILED, counts=counts, why=why)
     there = np.concatenate([(cotangents[name] * s.change)[s.sure].ravel() for name, s in told.items()])
     here = (back[f"grad_{wrt}"] * v).ravel()
+    if not np.isfinite(here).all() and not all(s.sure.all() for s in told.values()):
+        # Infinitely steep at an element that tells nothing: 0 times that is NaN, an error and no wrong number.
+        return Result(input=wrt, verdict=Verdict.NO_YARDSTICK, counts=False, why="non-finite")
     size = np.abs(there).sum() + np.abs(here).sum()
     gap = abs(there.sum() - here.sum())
     if back[f"grad_{wrt}"].shape == v.shape and gap <= 10 * AGREE * size + 1e-12:

@@ -11,7 +11,6 @@ import onnx_ir as ir
 from onnxplain.adapters.gradient.expr import Expr, op
 
 SCALE = 2.0**100  # a power of two, so that scaling rounds nothing
-NOTHING = -(2.0**-126)  # for 0, which OpenVINO takes for "not given" and replaces by the default of 0.5; see `step`
 
 
 def keep(g: Expr, mask: Expr) -> Expr:
@@ -47,15 +46,16 @@ def step(y: Expr, bound: float | Expr, sign: float) -> Expr:
     ONNX Runtime runs HardSigmoid in the blocked layout of the convolutions around it, where a comparison would have
     every tensor reordered, twice. It is exact. alpha = +-2^100 scales without rounding, and of two float32 numbers of
     magnitude b or more that differ, the difference is at least 2^-24 b: scaled it is beyond 1 for b >= 2^-60. Around 0
-    a difference may be as small as 2^-149, and a second HardSigmoid takes its place. There beta is a number below 0
-    that is smaller than every difference, scaled: a 0 stays a 0, and whatever is above it stays above.
+    a difference may be as small as 2^-149, and a second HardSigmoid takes its place. There beta is not 0 but -2^-100,
+    which is lost in any other sum: OpenVINO takes a beta of 0 for one that is absent, and so for 0.5.
     """
     value = bound if isinstance(bound, float) else number(bound)
     exact = value is not None and (value == 0 or 2.0**-60 <= abs(value) <= 2.0**20)
     if value is None or not exact or y.value.dtype != ir.DataType.FLOAT:
         return as_number(y > bound if sign > 0 else y < bound, y)
-    mask = op("HardSigmoid", y, alpha=sign * SCALE, beta=-sign * SCALE * value or NOTHING)
-    return mask if value else op("HardSigmoid", mask, alpha=SCALE, beta=NOTHING)
+    if value:
+        return op("HardSigmoid", y, alpha=sign * SCALE, beta=-sign * SCALE * value)
+    return op("HardSigmoid", op("HardSigmoid", y, alpha=sign * SCALE, beta=-1 / SCALE), alpha=SCALE, beta=-1 / SCALE)
 
 
 def number(bound: Expr) -> float | None:
