@@ -21,7 +21,10 @@ def parsed(body: str, inputs: str = "float[N, 4] x", imports: str = '"" : 18') -
 
 
 SELECTS = {
-    "Gather": "first = ReduceSum<keepdims = 0>(x) i = Cast<to = 7>(first) y = Gather<axis = 1>(x, i)",
+    "Gather": """
+        total = ReduceSum<keepdims = 0>(x) i = Cast<to = 7>(total) row = Gather<axis = 1>(x, i)
+        axes = Constant<value_ints = [1]>() y = Unsqueeze(row, axes)
+    """,
     "GatherElements": "i = Cast<to = 7>(x) y = GatherElements<axis = 1>(x, i)",
     "ScatterElements": "i = Cast<to = 7>(x) y = ScatterElements<axis = 1>(x, i, x)",
 }
