@@ -207,7 +207,7 @@ class LRN(OpRun):
         size: int = 1,
     ) -> tuple[Array]:
         alpha, beta, bias = (
-            default if given is None else given for given, default in ((alpha, 1e-4), (beta, 0.75), (bias, 1.0))
+            float(default if given is None else given) for given, default in ((alpha, 1e-4), (beta, 0.75), (bias, 1.0))
         )
         before, channels = (size - 1) // 2, x.shape[1]
         windows = [x[:, max(c - before, 0) : max(c - before + size, 0)] for c in range(channels)]

@@ -14,6 +14,7 @@ from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op
 from onnxplain.adapters.gradient.facts import Array, Dim
 
 RUNS = 4  # up to so many stretches are put back one by one
+LARGEST = 2**24  # elements of a matrix that is made for a selection
 
 
 def put_back(g: Expr, axis: int, places: Array, size: int) -> Expr:
@@ -27,7 +28,7 @@ def put_back(g: Expr, axis: int, places: Array, size: int) -> Expr:
     if len(stretches) <= RUNS:
         return add_all([place(g, axis, *stretch, size) for stretch in stretches])
     table = inverse(places, size)
-    if table.size > RUNS * len(places):  # some places are taken much more often than others
+    if table.size > RUNS * len(places) and len(places) * size <= LARGEST:  # some are taken much more often than others
         return pull(g, axis, np.asarray(places[:, None] == np.arange(size)))
     if (table == len(places)).any():
         g = g.pad(axis, 0, 1)
