@@ -177,7 +177,7 @@ def test_all_gaps_come_in_one_error_with_counts(monkeypatch: pytest.MonkeyPatch)
 def test_cases_that_a_rule_refuses_are_collected_too() -> None:
     """Two different refusals in one model, in one error, with their reasons."""
     proto = model(
-        """refused (double[N, 2] x) => (double[N, 2] y, double[N, 2] z) {
+        """refused (double[3, 2] x) => (double[3, 2] y, double[3, 2] z) {
             y = ScatterElements<reduction = "max">(x, place, value)
             z = ScatterElements<reduction = "min">(x, place, value)
         }""",
