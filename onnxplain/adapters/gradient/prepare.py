@@ -238,7 +238,7 @@ def constant(graph: ir.Graph, name: str, data: Array) -> ir.Value:
     """A new initializer."""
     while name in graph.initializers:
         name += "_"
-    tensor = ir.tensor(np.ascontiguousarray(data), name=name)
+    tensor = ir.tensor(np.asarray(data, order="C"), name=name)  # np.ascontiguousarray makes vectors of scalars
     value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
