@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,13 +63,18 @@ class Emit:
     def constant(self, array: Array) -> Expr:
         """A constant as an initializer; small ones are shared by value.
 
-        Weights are never shared: a runtime that packs them once for two uses gives wrong results (OpenVINO does).
+        Weights are never shared: a runtime that packs them once for two uses gives wrong results (OpenVINO does). An
+        array may be a view of weights that lie in a file: it is put in order when the model is written.
         """
         key = (array.dtype, array.shape, array.tobytes()) if array.size <= SMALL else None
         if key is not None and key in self._constants:
             return self._constants[key]
         name = self.name("constant")
-        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+        if array.size <= SMALL:
+            tensor: ir.TensorProtocol = ir.tensor(np.asarray(array, order="C"), name=name)
+        else:
+            make = partial(in_order, array, name)
+            tensor = ir.LazyTensor(make, ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape), name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         expr = Expr(self, value)
@@ -100,6 +106,10 @@ class Emit:
         for nodes in self._recordings:
             nodes.append(node)
         return [Expr(self, value) for value in node.outputs]
+
+
+def in_order(array: Array, name: str) -> ir.TensorProtocol:
+    return ir.tensor(np.ascontiguousarray(array), name=name)
 
 
 class Expr:

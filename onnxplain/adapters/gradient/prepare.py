@@ -15,11 +15,12 @@ from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient import control, ml
 from onnxplain.adapters.gradient.expr import FACTS, PREFIX
-from onnxplain.adapters.gradient.facts import Array, Facts
+from onnxplain.adapters.gradient.facts import SMALL, Array, Facts
 from onnxplain.errors import InvalidModel, NotDifferentiable
 
 ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
 
+FILES = "onnxplain.files"  # of a model, in its `meta`: where it was read from
 SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 OPSET = 18  # older models are raised to it: the last opset at which CUDA has a kernel for all that the rules emit
 
@@ -27,7 +28,7 @@ OPSET = 18  # older models are raised to it: the last opset at which CUDA has a 
 def read(model: ModelLike) -> ir.Model:
     """A copy of the model that is ours to change."""
     if isinstance(model, ir.Model):
-        return model.clone()  # which still knows in which folder its weights lie
+        return load_small(model.clone())  # which still knows in which folder its weights lie
     if isinstance(model, onnx.ModelProto):
         ours = onnx.ModelProto()
         ours.CopyFrom(model)  # onnx-ir works on the tensors that it is given
@@ -37,7 +38,8 @@ def read(model: ModelLike) -> ir.Model:
         except Exception as error:
             raise InvalidModel(f"the model cannot be read: {one_line(error)}; next: run onnx.checker on it") from error
         refuse_escapes(read_proto, Path(), "the model")
-        return read_proto
+        refuse_missing(read_proto)
+        return load_small(read_proto)
     path = Path(model)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -52,7 +54,9 @@ def read(model: ModelLike) -> ir.Model:
     if not len(loaded.graph.outputs) or not len(loaded.graph.inputs):
         raise InvalidModel(f"{path}: not an ONNX model with inputs and outputs; next: export it again")
     refuse_escapes(loaded, path.parent, str(path))
-    return load_weights(loaded, f"{path}: ")
+    refuse_missing(loaded, f"{path}: ")
+    loaded.meta[FILES] = [path, *sorted({Path(tensor.path) for tensor in external_tensors(loaded)})]
+    return load_small(loaded)
 
 
 def refuse_escapes(model: ir.Model, folder: Path, name: str) -> None:
@@ -68,10 +72,10 @@ def refuse_escapes(model: ir.Model, folder: Path, name: str) -> None:
             )
 
 
-def files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """The model's file and those that its weights lie in."""
-    weights = {str(tensor.location) for tensor in external_tensors(ir.load(path))}
-    return [Path(path), *(Path(path).parent / name for name in sorted(weights))]
+def files_of(path: str | os.PathLike[str], model: ir.Model | None = None) -> list[Path]:
+    """The model's file and those that its weights lie in; `model` is what was read from there, if it was."""
+    files: list[Path] = (model or read(path)).meta[FILES]
+    return files
 
 
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
@@ -81,14 +85,67 @@ def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     return [tensor for tensor in (*weights, *own) if isinstance(tensor, ir.ExternalTensor)]
 
 
-def load_weights(model: ir.Model, where: str = "") -> ir.Model:
-    """Bring external data into memory: what is made of the model has no folder any more."""
+def refuse_missing(model: ir.Model, where: str = "") -> None:
+    """Raise if external data is not there, or shorter than the tensors say. Nothing is read."""
+    for tensor in external_tensors(model):
+        path, end = Path(tensor.path), (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+        size = path.stat().st_size if path.is_file() else None
+        if size is None or size < end or tensor.nbytes > (tensor.length or tensor.nbytes):
+            what = "does not exist" if size is None else f"has {size} bytes, and tensor {tensor.name} asks for more"
+            raise InvalidModel(
+                f"{where}the external data {tensor.location!r} {what}; next: copy it beside the model, whole"
+            )
+
+
+def load_small(model: ir.Model) -> ir.Model:
+    """Bring what is no weight into memory: shapes, axes and scales are looked at."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.size <= SMALL:
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    return model
+
+
+def weights_of(model: ir.Model) -> list[ir.Value]:
+    """The initializers that are not small."""
+    return [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.size > SMALL]
+
+
+@contextmanager
+def without_weights(model: ir.Model) -> Iterator[onnx.ModelProto]:
+    """The model as a message in which weights are inputs: what ONNX says of it needs their shapes only."""
+    weights, count = weights_of(model), len(model.graph.inputs)
+    for value in weights:
+        assert value.const_value is not None
+        value.shape = ir.Shape(value.const_value.shape.numpy())
+        value.type = ir.TensorType(value.const_value.dtype)
+        del model.graph.initializers[str(value.name)]
+    model.graph.inputs.extend(weights)
     try:
-        return ir.external_data.load_to_model(model)
-    except Exception as error:  # a missing or short file, or a place that onnx-ir refuses to read
-        raise InvalidModel(
-            f"{where}the external data cannot be read ({one_line(error)}); next: copy it beside the model"
-        ) from error
+        yield ir.to_proto(model)
+    finally:
+        del model.graph.inputs[count:]
+        for value in weights:
+            model.graph.register_initializer(value)
+
+
+def raised(model: ir.Model) -> ir.Model:
+    """The model at opset 18, by ONNX's own converter, which need not see the weights."""
+    tensors = {str(value.name): value.const_value for value in weights_of(model)}
+    with without_weights(model) as proto:
+        ours = ir.from_proto(onnx.version_converter.convert_version(proto, OPSET))
+    for value in [value for value in ours.graph.inputs if value.name in tensors]:
+        ours.graph.inputs.remove(value)
+        value.const_value = tensors[str(value.name)]
+        ours.graph.register_initializer(value)
+    ours.metadata_props.update(model.metadata_props)
+    ours.meta.update(model.meta)
+    return ours
+
+
+def check(model: ir.Model) -> None:
+    """Raise what ONNX's checker says of a model, in its strict mode."""
+    with without_weights(model) as proto:
+        onnx.checker.check_model(proto, full_check=True)
 
 
 @contextmanager
@@ -98,7 +155,7 @@ def blaming(model: ModelLike) -> Iterator[None]:
         yield
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, NotDifferentiable):
         try:
-            onnx.checker.check_model(ir.to_proto(read(model)), full_check=True)
+            check(read(model))
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise InvalidModel(
                 f"the model is not valid ONNX: {one_line(error)}; next: run onnx.checker on it"
@@ -110,7 +167,7 @@ def prepare(model: ModelLike) -> ir.Model:
     """Read a model and normalise it: see the module's first line. Raises `InvalidModel`."""
     ours = read(model)
     try:
-        ours = load_weights(normalise(ours))
+        ours = normalise(ours)
     except InvalidModel:
         raise
     except Exception as error:
@@ -124,8 +181,7 @@ def normalise(model: ir.Model) -> ir.Model:
     passes.InlinePass()(model)
     version = model.graph.opset_imports.get("", 1)
     if version < OPSET:
-        proto = onnx.version_converter.convert_version(ir.to_proto(model), OPSET)
-        model = ir.from_proto(proto)
+        model = raised(model)
     elif version > onnx.defs.onnx_opset_version():
         raise InvalidModel(
             f"the model has opset {version}, newer than the installed onnx knows ({onnx.defs.onnx_opset_version()}); "
@@ -160,7 +216,7 @@ def name_dimensions(model: ir.Model) -> None:
 
 def infer_shapes(model: ir.Model) -> ir.Model:
     """Find out types and shapes, and compute the shape arithmetic that does not depend on the input's content."""
-    passes.ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True)(model)
+    declare(model)
     graph = model.graph
     facts = graph.meta[FACTS] = Facts(graph.opset_imports[""])
     control_flow, classical = control.Names(graph), ml.Rewriter(graph)
@@ -182,6 +238,18 @@ def infer_shapes(model: ir.Model) -> ir.Model:
         fold(node, facts)
     passes.RemoveUnusedNodesPass()(model)
     return model
+
+
+def declare(model: ir.Model) -> None:
+    """Write down what ONNX's inference for whole models finds, for nodes whose types cannot be found out one by one."""
+    with without_weights(model) as proto:
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=False, data_prop=True)
+    known = {value.name: value for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    for node in model.graph:
+        for y in node.outputs:
+            if y.name in known and known[y.name].type.HasField("tensor_type"):
+                found = ir.serde.deserialize_value_info_proto(known[y.name], None)
+                y.shape, y.type = found.shape, found.type
 
 
 def fold(node: ir.Node, facts: Facts) -> None:
@@ -238,7 +306,7 @@ def constant(graph: ir.Graph, name: str, data: Array) -> ir.Value:
     """A new initializer."""
     while name in graph.initializers:
         name += "_"
-    tensor = ir.tensor(np.asarray(data, order="C"), name=name)  # np.ascontiguousarray makes vectors of scalars
+    tensor = ir.tensor(np.asarray(data, order="C"), name=name)
     value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -45,10 +45,11 @@ REFUSED: dict[str, str] = {}  # operator type, with its domain -> why there will
 
 ALLOWED = frozenset(
     (
-        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Exp", "Expand", "Gemm",
-        "Greater", "HardSigmoid", "Identity", "Less", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Not", "Pad",
-        "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sign", "Slice", "Softmax", "Split", "Sqrt", "Sub", "Tanh",
-        "Transpose", "Where",
+        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "Div", "Equal", "Erf", "Exp",
+        "Expand", "Gather", "Gemm", "Greater", "HardSigmoid", "Identity", "Less", "Log", "LogSoftmax", "MatMul",
+        "MaxPool", "Mul", "Neg", "Not", "OneHot", "Pad", "Pow", "ReduceProd", "ReduceSum", "Reshape",
+        "ReverseSequence", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Sub",
+        "Tanh", "Transpose", "Trilu", "Where",
     )
 )  # fmt: skip
 

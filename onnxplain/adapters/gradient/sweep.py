@@ -162,7 +162,7 @@ def pull_back(
             contributions = [] if stop else zeros(emit, [x for x in reads(node) if x in active])
         for value, g in contributions:
             sums[value] = sums[value] + g if value in sums else g
-    return {x: sums[x].expand(Expr(emit, x)) for x in wrt if x in sums}, missing
+    return {x: sums[x].expand(Expr(emit, x)) for x in wrt if x in sums}, missing[::-1]
 
 
 def zeros(emit: Emit, values: Iterable[ir.Value]) -> list[tuple[ir.Value, Expr]]:

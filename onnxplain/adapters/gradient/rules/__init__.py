@@ -2,6 +2,7 @@
 
 from onnxplain.adapters.gradient.rules import (
     conv,
+    einsum,
     elementwise,
     linalg,
     norm,
@@ -9,8 +10,22 @@ from onnxplain.adapters.gradient.rules import (
     quantize,
     recurrent,
     reduce,
+    resize,
     select,
     shape,
 )
 
-__all__ = ["conv", "elementwise", "linalg", "norm", "pool", "quantize", "recurrent", "reduce", "select", "shape"]
+__all__ = [
+    "conv",
+    "einsum",
+    "elementwise",
+    "linalg",
+    "norm",
+    "pool",
+    "quantize",
+    "recurrent",
+    "reduce",
+    "resize",
+    "select",
+    "shape",
+]

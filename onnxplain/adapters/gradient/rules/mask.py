@@ -32,6 +32,14 @@ def below(y: Expr, bound: float | Expr) -> Expr:
     return step(y, bound, -1.0)
 
 
+def reaches(x: Expr, extreme: Expr, sign: float) -> Expr:
+    """1 where x is equal to a maximum that none exceeds (sign = 1), or to a minimum (-1), 0 elsewhere.
+
+    Spelled without Equal, which newer opsets have no CUDA kernel for in ONNX Runtime.
+    """
+    return as_number(op("Not", x < extreme if sign > 0 else x > extreme), extreme)
+
+
 def step(y: Expr, bound: float | Expr, sign: float) -> Expr:
     """1 where sign * (y - bound) > 0, 0 elsewhere, as HardSigmoid: max(0, min(1, alpha y + beta)).
 
