@@ -273,6 +273,17 @@ def test_the_logits_of_a_pipeline_are_found(classes: int, opset: int, tmp_path: 
     assert {v.name for v in gradient_model(path).graph.output} == {"logits", "value", "gradient"}
 
 
+def test_a_forest_behind_zipmap_is_refused_for_being_one() -> None:
+    """And not for a shape that nobody inferred."""
+    forest = {name.replace("target", "class"): values for name, values in TREE.items() if name != "n_targets"}
+    nodes = [
+        make_node("TreeEnsembleClassifier", ["x"], ["l", "p"], domain=ML, classlabels_int64s=[0, 1, 2], **forest),
+        make_node("ZipMap", ["p"], ["y"], domain=ML, classlabels_int64s=[0, 1, 2]),
+    ]
+    with pytest.raises(NotDifferentiable, match="constant between jumps"):
+        gradient_model(model(nodes, ["y"]))
+
+
 def test_a_sequence_of_maps_becomes_the_tensor_that_it_is_made_from() -> None:
     """Under its name; everything else stays."""
     made = differentiate(pipeline(3))
