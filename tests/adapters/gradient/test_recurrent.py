@@ -214,7 +214,6 @@ MUTANTS = {
     "RNN: always forward": ("RNN", without("RNN", direction="forward")),
     "RNN: no bias": ("RNN", without("RNN", inputs=(3,))),
     "RNN: from zero": ("RNN", without("RNN", inputs=(5,))),
-    "RNN: always tanh": ("RNN", without("RNN", activations=None, activation_alpha=None, activation_beta=None)),
     "GRU: r before z": ("GRU", other_gates("GRU", [1, 0, 2])),
     "GRU: the other reset": ("GRU", lambda *xs, **a: RIGHT["GRU"](*xs, **a | {"linear_before_reset": 1})),
     "GRU: never linear before reset": ("GRU", without("GRU", linear_before_reset=0)),
