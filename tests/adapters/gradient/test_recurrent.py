@@ -157,6 +157,31 @@ def test_what_runtimes_read_differently_is_refused(why: str) -> None:
         differentiate(model(op, **how)[0], wrt=["x"])
 
 
+@pytest.mark.parametrize("length", [STEPS, STEPS - 1])
+def test_a_length_may_be_repeated_for_each_sample_of_a_free_batch(length: int) -> None:
+    """As some exporters do: the whole length is taken, any other is refused."""
+    proto, feeds = model("RNN", states=False, lens=[length])
+    (node,) = proto.graph.node
+    node.input[4] = "each"
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "N"
+    del proto.graph.output[1:], node.output[1:]
+    proto.graph.output[0].type.tensor_type.shape.dim[2].dim_param = "N"
+    before = [
+        onnx.helper.make_node("Shape", ["x"], ["batch"], start=1, end=2),
+        onnx.helper.make_node("Expand", ["lens", "batch"], ["each"]),
+    ]
+    proto.graph.node.extend([*before, node])
+    del proto.graph.node[0]
+    if length < STEPS:
+        with pytest.raises(NotDifferentiable, match="different lengths"):
+            differentiate(proto, wrt=["x"])
+    else:
+        grad = np.ones((STEPS, 1, BATCH, UNITS), np.float32)
+        out = OnnxRuntimeExecutor(differentiate(proto, wrt=["x"]), threads=1)(feeds | {"grad_y": grad})
+        plain = OnnxRuntimeExecutor(differentiate(model("RNN", states=False)[0], of=["y"], wrt=["x"]), threads=1)
+        np.testing.assert_array_equal(out["grad_x"], plain(feeds | {"grad_y": grad})["grad_x"])
+
+
 def test_a_sequence_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is written out."""
     monkeypatch.setattr(recurrent, "MOST_NODES", 4 * recurrent.NODES)
