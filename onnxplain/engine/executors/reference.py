@@ -11,6 +11,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as MaxPoolWithIndices
+from onnx.reference.ops.op_scatter_elements import ScatterElements
 
 from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
 from onnxplain.errors import ExecutionError
@@ -131,7 +132,7 @@ def taps(
 
 
 class ConvTranspose(OpRun):
-    """ConvTranspose by its definition, for explicit pads: the evaluator's own fails for several groups."""
+    """ConvTranspose by its definition: the evaluator's own fails for several groups."""
 
     op_domain = ""
 
@@ -149,13 +150,17 @@ class ConvTranspose(OpRun):
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> tuple[Array]:
-        if auto_pad not in (None, "NOTSET") or output_shape is not None:
-            raise NotImplementedError("ConvTranspose with auto_pad or output_shape")
         spatial, groups = x.ndim - 2, group or 1
         kernel, count = w.shape[2:], x.shape[2:]
         pace, spread = strides or [1] * spatial, dilations or [1] * spatial
         extra, border = output_padding or [0] * spatial, pads or [0] * 2 * spatial
         full = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(count, pace, spread, kernel, strict=True)]
+        if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            wanted = output_shape or [n * s for n, s in zip(count, pace, strict=True)]
+            extra = [max(e, want - n) for n, e, want in zip(full, extra, wanted[-spatial:], strict=True)]
+            total = [n + e - want for n, e, want in zip(full, extra, wanted[-spatial:], strict=True)]
+            less, more = [n // 2 for n in total], [n - n // 2 for n in total]
+            border = [*less, *more] if auto_pad == "SAME_UPPER" else [*more, *less]
         room = [n + max(e - after, 0) for n, e, after in zip(full, extra, border[spatial:], strict=True)]
         y = np.zeros((len(x), groups, w.shape[1], *room), x.dtype)
         xs = x.reshape(len(x), groups, -1, *count)
@@ -169,6 +174,12 @@ class ConvTranspose(OpRun):
         kept: Any = (..., *keep)
         y = y[kept].reshape(len(x), -1, *(k.stop - k.start for k in keep))
         return (y if b is None else y + b.reshape(-1, *[1] * spatial),)
+
+
+class Scatter(ScatterElements):
+    """What ScatterElements was called before opset 11."""
+
+    op_domain = ""
 
 
 def specs(values: Any) -> dict[str, TensorSpec]:
@@ -186,7 +197,7 @@ class ReferenceExecutor(Closing):
     """`onnx.reference.ReferenceEvaluator` behind the executor protocol."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        operators = [Erf, Pad, MaxPool, AveragePool, ConvTranspose]
+        operators = [Erf, Pad, MaxPool, AveragePool, ConvTranspose, Scatter]
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model, new_ops=operators)
         constants = {tensor.name for tensor in model.graph.initializer}
         self.inputs: Mapping[str, TensorSpec] = specs(v for v in model.graph.input if v.name not in constants)
