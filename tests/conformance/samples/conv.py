@@ -11,6 +11,11 @@ def conv(x: tuple[int, ...], w: tuple[int, ...], **more: Any) -> Sample:
     return node("Conv", normal(*x), weights(*w), **more)
 
 
+def kernel(x: tuple[int, ...], w: tuple[int, ...], **more: Any) -> Sample:
+    """Also with respect to the weights."""
+    return node("Conv", normal(*x), other(*w), **{"label": "weights", **more})
+
+
 SAMPLES = [
     conv((2, 3, 8), (4, 3, 3)),
     conv((2, 3, 9), (4, 3, 3), strides=[2], pads=[1, 1]),
@@ -44,4 +49,12 @@ SAMPLES = [
     node("Conv", normal(2, 3, 6, 6), weights(4, 3, 3, 3), normal(4), pads=[1, 1, 1, 1], label="bias"),
     node("Conv", normal(2, 3, 6, 6), other(4, 3, 3, 3), wrt=(0,), pads=[1, 1, 0, 0], label="run-time weights"),
     node("Conv", normal(2, 3, 7, 6), other(4, 3, 3, 3), wrt=(0,), strides=[2, 2], label="run-time weights"),
+    kernel((2, 3, 8), (4, 3, 3)),
+    kernel((2, 3, 9), (4, 3, 3), strides=[3], dilations=[2], pads=[3, 0]),
+    kernel((2, 3, 9, 8), (4, 3, 3, 2), strides=[2, 3], pads=[0, 1, 1, 0]),
+    kernel((2, 3, 12, 12), (4, 3, 7, 7), strides=[4, 4], pads=[2, 2, 2, 2], label="weights, left over"),
+    kernel((2, 4, 7, 6), (6, 2, 3, 3), group=2, strides=[2, 1], dilations=[1, 2], pads=[0, 2, 1, 1]),
+    kernel((3, 4, 6, 6), (4, 1, 3, 3), group=4, pads=[1, 1, 1, 1], label="weights, depthwise"),
+    kernel((2, 3, 7, 8), (4, 3, 2, 4), auto_pad="SAME_LOWER", strides=[1, 2]),
+    kernel((2, 2, 5, 4, 6), (3, 2, 2, 3, 2), pads=[1, 1, 0, 0, 1, 1]),
 ]

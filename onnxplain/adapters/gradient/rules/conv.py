@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
+from onnxplain.adapters.gradient.expr import Expr, op
 from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.window import Window, windows
 
@@ -31,19 +31,18 @@ def conv(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> tuple[Any, ...]:
-    """x̄ by the formula above: a plain Conv for stride 1, else a transposed one."""
+    """x̄ by the formula above: a plain Conv for stride 1, else a transposed one. W̄: see `kernel_gradient`."""
     kernel = [w.size(a) for a in range(2, w.rank)]
     along = windows(x, y, kernel, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
-
-    def weight() -> Expr:
-        raise UnsupportedCase("the gradient with respect to the weights")
 
     def image() -> Expr:
         if w.constant is not None and all(window.stride == 1 for window in along):
             return flipped_conv(g, w.constant, group, along)
         return transposed_conv(g, w, group, along)
 
-    return (image, weight, lambda: g.sum([0, *range(2, g.rank)]))[: 2 + (b is not None)]
+    return (image, lambda: kernel_gradient(g, x, group, along), lambda: g.sum([0, *range(2, g.rank)]))[
+        : 2 + (b is not None)
+    ]
 
 
 def flipped_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr:
@@ -91,3 +90,26 @@ def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:
     for axis, (window, after) in enumerate(zip(along, afters, strict=True), start=2):
         full = full.pad(axis, -window.before, -after)
     return full
+
+
+def kernel_gradient(g: Expr, x: Expr, group: int, along: list[Window]) -> Expr:
+    """W̄[k, c, a] = Σ_n,o ȳ[n, k, o] x[n, c, o s + a d - p]: a convolution over x with the kernel ȳ.
+
+    The batch takes the place of the channels, and stride and dilation change theirs. In groups, x comes as
+    (C/groups, groups N, ...), and the kernel as (K, N, ...).
+    """
+    batch = x.shape[0]
+    spatial, sizes = range(3, x.rank + 1), x.shape[2:]
+    images = x.reshape((batch, group, x.size(1) // group, *sizes)).transpose((2, 1, 0, *spatial))
+    images = images.reshape((x.size(1) // group, group * batch if isinstance(batch, int) else None, *sizes))
+    for axis, window in enumerate(along, start=2):
+        images = images.pad(axis, window.before, window.reach - window.before - window.size)
+    kernel = op(
+        "Conv",
+        images,
+        g.transpose((1, 0, *range(2, g.rank))),
+        dilations=[window.stride for window in along],
+        strides=[window.dilation for window in along],
+        group=group,
+    )
+    return kernel.transpose((1, 0, *range(2, x.rank)))
