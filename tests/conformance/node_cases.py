@@ -51,6 +51,7 @@ STEPS = (1e-3, 1e-4, 1e-5)
 AGREE = 1e-7  # of the stencil at h and h/2, relative to the largest slope of the output
 KINK = 1e-3  # by how much the slopes on both sides may differ, at a distance of:
 BESIDE = 1e-7
+LARGEST = 2**24  # bytes of a gradient model: the cases are small
 FORWARD = 1e-2  # how far ONNX's expected outputs, in single or half precision, may be from ours
 
 
@@ -436,6 +437,7 @@ def verdict(
 def gradient(model: onnx.ModelProto, of: Iterable[str], wrt: list[str], rules: Rules) -> onnx.ModelProto:
     """The gradient model, if ONNX accepts it in strict mode and it adds allowed operators only to the forward ones."""
     made = differentiate(model, of=list(of), wrt=wrt, rules=rules)
+    assert made.ByteSize() < LARGEST, f"a gradient model of {made.ByteSize():,} bytes"
     onnx.checker.check_model(made, full_check=True)
     emitted = Counter(node.op_type for node in made.graph.node) - Counter(node.op_type for node in prepare(model).graph)
     assert emitted.keys() <= ALLOWED, f"operators that are not allowed: {sorted(emitted.keys() - ALLOWED)}"
