@@ -1,4 +1,4 @@
-"""Frameworks and runtimes that tests compare with: absent in the light install, where those tests skip with a reason."""
+"""Frameworks and runtimes that tests compare with: where one is absent, those tests skip with a reason."""
 
 from __future__ import annotations
 

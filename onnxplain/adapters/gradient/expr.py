@@ -100,7 +100,7 @@ class Emit:
             shapes = " and ".join(str(list(x.shape)) for x in inputs if x is not None)
             raise UnsupportedCase(f"{op_type} of {shapes}: {' '.join(str(error).split())}") from error
         known = [self.facts.data(value) for value in node.outputs]
-        if all(data is not None for data in known):
+        if all(data is not None and data.size <= SMALL for data in known):
             return [self.constant(data) for data in known if data is not None]
         self.graph.append(node)
         for nodes in self._recordings:

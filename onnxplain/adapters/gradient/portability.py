@@ -267,6 +267,9 @@ def resize(node: ir.Node) -> str | None:
     axes = attribute(node, "axes")
     if scales is not None and axes is not None and (x is None or x.shape is None or len(axes) != len(x.shape)):
         return "scales of some axes only"
+    shape = () if x is None or x.shape is None else x.shape
+    if scales is None and axes is not None and len(axes) < len(shape) and not all(isinstance(d, int) for d in shape):
+        return "sizes of some axes only beside a free one"  # RTX
     return constant(2, "scales")(node)
 
 

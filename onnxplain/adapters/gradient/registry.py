@@ -85,6 +85,15 @@ def refuse(why: str, *op_types: str) -> None:
     REFUSED.update(dict.fromkeys(op_types, why))
 
 
+def refusal(kind: str) -> str:
+    """Why an operator, `Op` or `domain.Op`, has no gradient, and what to do instead."""
+    if kind in REFUSED:
+        return REFUSED[kind]
+    if kind.startswith("com.microsoft."):
+        return "it is ONNX Runtime's own; next: give the model as it was before that runtime's optimiser rewrote it"
+    return "no gradient rule"
+
+
 def no_gradient(why: str, *op_types: str) -> None:
     """Register operators whose output does not change with their input, or only in jumps."""
     NO_GRADIENT.update(dict.fromkeys(op_types, why))

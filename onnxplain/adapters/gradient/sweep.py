@@ -19,7 +19,7 @@ from onnxplain.adapters.gradient import rules as _rules  # noqa: F401  (fills th
 from onnxplain.adapters.gradient.body import emit_body, has_body
 from onnxplain.adapters.gradient.control import why_left
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
-from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIENT, REFUSED, Entry, Rules
+from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIENT, REFUSED, Entry, Rules, refusal
 from onnxplain.errors import Gap
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -92,7 +92,7 @@ def gap(node: ir.Node, active: set[ir.Value], rules: Rules) -> Gap | None:
     on_the_way = [y for y in node.outputs if y in active]
     odd = next((y for y in on_the_way if y.dtype not in FLOATS and not quantised(y)), None)
     if on_the_way and find(node, rules) is None:
-        return Gap(kind(node), label(node), why_left(node) or REFUSED.get(kind(node), "no gradient rule"))
+        return Gap(kind(node), label(node), why_left(node) or refusal(kind(node)))
     if node.op_type != "DequantizeLinear" and any(quantised(x) for x in reads(node) if x in active):
         return Gap(
             kind(node),

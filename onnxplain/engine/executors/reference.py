@@ -208,7 +208,7 @@ class LRN(OpRun):
         size: int = 1,
     ) -> tuple[Array]:
         alpha, beta, bias = (
-            default if given is None else given for given, default in ((alpha, 1e-4), (beta, 0.75), (bias, 1.0))
+            float(default if given is None else given) for given, default in ((alpha, 1e-4), (beta, 0.75), (bias, 1.0))
         )
         before, channels = (size - 1) // 2, x.shape[1]
         windows = [x[:, max(c - before, 0) : max(c - before + size, 0)] for c in range(channels)]
@@ -268,7 +268,7 @@ class Resize(InFloat32):
 
 
 class ConvTranspose(OpRun):
-    """ConvTranspose by its definition: the evaluator's own fails for several groups."""
+    """ConvTranspose by its definition: the evaluator's own fails for several groups and for some output shapes."""
 
     op_domain = ""
 
@@ -291,12 +291,14 @@ class ConvTranspose(OpRun):
         pace, spread = strides or [1] * spatial, dilations or [1] * spatial
         extra, border = output_padding or [0] * spatial, pads or [0] * 2 * spatial
         full = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(count, pace, spread, kernel, strict=True)]
-        if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            wanted = output_shape or [n * s for n, s in zip(count, pace, strict=True)]
-            extra = [max(e, want - n) for n, e, want in zip(full, extra, wanted[-spatial:], strict=True)]
-            total = [n + e - want for n, e, want in zip(full, extra, wanted[-spatial:], strict=True)]
-            less, more = [n // 2 for n in total], [n - n // 2 for n in total]
-            border = [*less, *more] if auto_pad == "SAME_UPPER" else [*more, *less]
+        if auto_pad not in (None, "NOTSET"):
+            border = [0] * 2 * spatial
+        if auto_pad in ("SAME_UPPER", "SAME_LOWER") and output_shape is None:
+            output_shape = [n * s for n, s in zip(count, pace, strict=True)]
+        if output_shape is not None:
+            total = [n + e - out for n, e, out in zip(full, extra, output_shape, strict=True)]
+            heads = [(max(t, 0) + (auto_pad != "SAME_UPPER")) // 2 for t in total]
+            border = [*heads, *(t - head for t, head in zip(total, heads, strict=True))]
         room = [n + max(e - after, 0) for n, e, after in zip(full, extra, border[spatial:], strict=True)]
         y = np.zeros((len(x), groups, w.shape[1], *room), x.dtype)
         xs = x.reshape(len(x), groups, -1, *count)

@@ -39,5 +39,5 @@ SAMPLES = [
     node("LpNormalization", normal(2, 3, 4), axis=0),
     # ONNX Runtime takes odd sizes and four axes only; others are among the properties.
     *(node("LRN", normal(2, 5, 3, 4), size=size, alpha=0.5, beta=0.75, bias=2.0) for size in (1, 3, 5, 11)),
-    node("LRN", normal(2, 5, 3, 4), size=3, alpha=1.5, beta=-0.5),
+    node("LRN", normal(2, 5, 3, 4), size=3, alpha=1.5, beta=0.5),
 ]

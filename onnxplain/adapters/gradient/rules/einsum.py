@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Dim, Expr
+from onnxplain.adapters.gradient.expr import Expr
+from onnxplain.adapters.gradient.facts import Dim
 from onnxplain.adapters.gradient.registry import vjp
 
 

@@ -10,10 +10,11 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op, where
 from onnxplain.adapters.gradient.registry import Rule, define, no_gradient, vjp
-from onnxplain.adapters.gradient.rules.mask import above, as_number, below, reaches
+from onnxplain.adapters.gradient.rules.mask import above, below, reaches
 
 define(
     {
@@ -177,7 +178,7 @@ def power(g: Expr, y: Expr, x: Expr, p: Expr) -> tuple[Any, ...]:
 
     def base() -> Expr:
         if p.constant is None:
-            q = p if p.dtype == x.dtype else as_number(p, x)
+            q = p.cast(x.value.dtype or ir.DataType.FLOAT)
             return g * q * op("Pow", x, where(op("Equal", q, 0.0), 1.0, q - 1))
         known = p.constant.astype(x.dtype)
         if known.size == 1:
@@ -194,7 +195,7 @@ def power(g: Expr, y: Expr, x: Expr, p: Expr) -> tuple[Any, ...]:
 
     def exponent() -> Expr:
         cotangent = g * y * op("Log", where(op("Equal", x, 0.0), 1.0, x))
-        return cotangent if p.dtype == x.dtype else as_number(cotangent, p)
+        return cotangent.cast(p.value.dtype or ir.DataType.FLOAT)
 
     return base, exponent
 

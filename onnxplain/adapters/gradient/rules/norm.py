@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op
 from onnxplain.adapters.gradient.registry import vjp
-from onnxplain.adapters.gradient.rules.mask import above, as_number
+from onnxplain.adapters.gradient.rules.mask import above
 
 
 def standardised(x: Expr, axes: Sequence[int], epsilon: float) -> tuple[Expr, Expr]:
@@ -107,9 +107,9 @@ def layer_normalization(
         parts = [] if g is None else [standardised_back(g * scale, h, r, axes)]
         share = 1 / math.prod(x.size(a) for a in axes)
         if g_mean is not None:
-            parts.append(as_number(g_mean, x) * share)
+            parts.append(g_mean.cast(x.value.dtype) * share)
         if g_deviation is not None:
-            parts.append(-as_number(g_deviation, x) * r * r * h * share)
+            parts.append(-g_deviation.cast(x.value.dtype) * r * r * h * share)
         return add_all(parts)
 
     def slope() -> Expr:

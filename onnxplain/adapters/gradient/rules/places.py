@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Array, Dim, Expr, UnsupportedCase, add_all, op
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op
+from onnxplain.adapters.gradient.facts import Array, Dim
 
 RUNS = 4  # up to so many stretches are put back one by one
 

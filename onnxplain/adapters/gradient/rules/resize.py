@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Array, Expr, UnsupportedCase
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase
+from onnxplain.adapters.gradient.facts import Array
 from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.places import constant, pull, put_back
 

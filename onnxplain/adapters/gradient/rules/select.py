@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
-from onnxplain.adapters.gradient.expr import Array, Expr, UnsupportedCase, op
-from onnxplain.adapters.gradient.registry import no_gradient, vjp
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
+from onnxplain.adapters.gradient.facts import Array
+from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.mask import keep
 from onnxplain.adapters.gradient.rules.places import constant, fixed, put_back, resized
 
@@ -135,9 +135,6 @@ def top_k(g: Any, y: Any, x: Expr, k: Expr, *, axis: int = -1, largest: int = 1,
     """y_j = x_i(j), the k largest;  x̄_i = Σ_j ȳ_j [i(j) = i], with the indices that the operator chose."""
     axis %= x.rank
     values, indices = y
-    if not indices.value.name:  # nobody wanted them so far
-        indices.value.name = x.emit.name("TopK")
-        indices.value.type, indices.value.shape = ir.TensorType(ir.DataType.INT64), values.value.shape
     count, size = values.size(axis), x.size(axis)
     number = np.arange(size).reshape(-1, *(1,) * (x.rank - 1 - axis))
     chosen = op("Equal", resized(indices, axis, count, 1), number)
@@ -154,7 +151,3 @@ def one_hot(g: Expr, y: Expr, indices: Expr, depth: Expr, values: Expr, *, axis:
         return op("Concat", *((g * part).sum(everything).reshape((1,)) for part in at), axis=0)
 
     return None, None, back
-
-
-no_gradient("it reads a shape", "EyeLike")
-no_gradient("it picks an index", "NonZero")

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Array, Expr, UnsupportedCase, add_all, concat, op
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, concat, op
+from onnxplain.adapters.gradient.facts import Array
 from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.places import constant, put_back, resized
 
