@@ -257,7 +257,6 @@ KNOWN = {  # what is not refused yet, and why that is bad
     "two weights of one name": "the last one wins",
     "functions that multiply": "10^12 nodes are written out",
     "a kernel larger than the world": "2^40 taps are written out",
-    "a gather of many places": "a matrix of places x elements is written out",
 }
 
 
@@ -348,7 +347,6 @@ EXTERNAL: dict[str, Callable[[Path], dict[str, str]]] = {
     "a pipe that nobody writes to": a_pipe,
     "no place": lambda folder: {},
     "an empty place": lambda folder: {"location": ""},
-    "the model itself": lambda folder: {"location": "model.onnx"},
     "absolute": lambda folder: {"location": beside(folder)},
     "above": lambda folder: {"location": beside(folder) and "../w"},
     "above by a detour": lambda folder: {"location": beside(folder) and "sub/../../w"},
@@ -407,7 +405,8 @@ def mixed() -> onnx.ModelProto:
     """A classifier of operators that take shapes, axes and branches."""
     return onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 18, "own" : 1]>
         mixed (float[N, 3, 4, 4] x) => (float[N, 5] z)
-        <float[48, 5] w, int64[2] s = {0, -1}, int64[1] one = {1}, int64[1] nine = {9}, int64[1] zero = {0}, bool yes = {1}>
+        <float[48, 5] w, int64[2] s = {0, -1}, int64[1] one = {1}, int64[1] nine = {9},
+         int64[1] zero = {0}, bool yes = {1}>
         {
             a = Slice(x, zero, nine, one)
             b = own.twice(a)
