@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -252,15 +252,19 @@ HEAVY: dict[str, Callable[[], onnx.ModelProto]] = {
     "a name that is no text": lambda: named("a\nb\x1b[2Jc\0d"),
     "10^4 operators that nobody knows": lambda: strangers(10**4),
 }
-KNOWN = {  # what is not refused yet, and why that is bad
-    "an input that is listed twice": "taken for two inputs",
+# What is not refused yet as it should be, and what happens instead.
+KNOWN = {
+    "an input that is listed twice": "it is taken for two inputs",
     "two weights of one name": "the last one wins",
     "functions that multiply": "10^12 nodes are written out",
     "a kernel larger than the world": "2^40 taps are written out",
+    "a link to itself": "RuntimeError",
+    "a name with a zero byte": "ValueError",
+    "a name that is too long": "OSError",
 }
 
 
-def known(names: dict[str, Callable[[], onnx.ModelProto]]) -> list[object]:
+def known(names: Iterable[str]) -> list[object]:
     marks = {name: (pytest.mark.xfail(reason=why),) for name, why in KNOWN.items()}
     return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
@@ -365,7 +369,7 @@ EXTERNAL: dict[str, Callable[[Path], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("what", EXTERNAL)
+@pytest.mark.parametrize("what", known(EXTERNAL))
 def test_external_data_that_cannot_be_had_is_refused(what: str, sandbox: Sandbox, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -426,6 +430,7 @@ SEEDS = {"plain": classifier(), "mixed": mixed()}
 SEEDS["mixed"].graph.initializer[0].raw_data = np.ones((48, 5), np.float32).tobytes()
 
 
+@pytest.mark.xfail(reason="weights that do not fit their shape, and strings that are no text, escape as they come")
 @settings(max_examples=100)
 @given(
     seed=st.sampled_from(sorted(SEEDS)),
@@ -495,6 +500,7 @@ def edit(model: onnx.ModelProto, what: str, pick: Callable[..., object]) -> None
             pick(model.opset_import).version = pick(DIMS)
 
 
+@pytest.mark.xfail(reason="weights that do not fit their shape escape as they come")
 @settings(max_examples=150)
 @given(
     seed=st.sampled_from(sorted(SEEDS)), edits=st.lists(st.sampled_from(EDITS), min_size=1, max_size=3), data=st.data()
