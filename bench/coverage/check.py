@@ -67,6 +67,7 @@ def gradient(files: Files) -> Found:
     np.savez(files.answer, logits=answer["logits"], gradient=answer["gradient"])
     found |= {"logits_error": error_of(answer["logits"], case["logits"])}
     found |= {"cosine": cosines(answer["gradient"], case["gradient"])}
+    found |= {"torch_float32": cosines(case["gradient32"], case["gradient"])}
     forward = OnnxRuntimeExecutor(forward_model(model))
     image = {name: x for name, x in feeds.items() if name in forward.inputs}
     return found | {"gradient_to_forward": cost(executor, feeds, forward, image, fixed_batch(model))}
