@@ -23,6 +23,8 @@ from onnxplain.adapters.gradient.classifier import (
     logits_model,
     source_sha256,
 )
+from onnxplain.adapters.gradient.differentiate import as_message
+from onnxplain.adapters.gradient.portability import TABLES, Note, Runtime, notes
 from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
 from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
@@ -70,7 +72,7 @@ def halves(
             )
         if given is not None:
             find(path, given=given, metadata=ours.metadata_props)  # which says so if they differ
-        own = ir.to_proto(ours)
+        own = as_message(ours)
         return Halves(forward_model(own), own if gradient else None)
     if given is not None or preprocess == AUTO:
         spec: PreprocessSpec | None = find(path, given=given, metadata=ours.metadata_props)[0]
@@ -165,6 +167,7 @@ class Inspection:
     preprocess: dict[str, Any] | None
     preprocess_from: str | None  # where it was found; or, if it was not, what was looked for
     gradient_model: dict[str, Any] | None  # space, objectives, source and version, if it is a gradient model
+    runtimes: dict[Runtime, list[Note]]  # what each would not run, in either half; empty if neither could be made
     problems: list[str]
 
 
@@ -194,13 +197,16 @@ def inspect(
             where = str(error)
         except OnnxplainError as error:
             problems.append(str(error))
+    made: ir.Model | None = None
     if is_gradient:
         problems += filter(None, [gradient_model_problem(ours)])
+        made = ours
     else:
         try:
-            gradient_model(path, preprocess=spec, output=output)
+            made = ir.from_proto(gradient_model(path, preprocess=spec, output=output))
         except NotDifferentiable as error:
             gaps = list(error.gaps)
+            made = ir.from_proto(logits_model(path, preprocess=spec, output=output))
         except OnnxplainError as error:
             problems.append(str(error))
     return Inspection(
@@ -218,6 +224,7 @@ def inspect(
         preprocess=spec.to_dict() if spec is not None else None,
         preprocess_from=where,
         gradient_model=gradient_facts(meta) if is_gradient else None,
+        runtimes={} if made is None else {runtime: notes(made, runtime, "logits") for runtime in TABLES},
         problems=problems,
     )
 
@@ -303,7 +310,7 @@ def plain_classifier(source: str | os.PathLike[str], gradient: onnx.ModelProto) 
     ours = read(source)
     ours.metadata_props.pop(PREPROCESS_KEY, None)
     ours.metadata_props.update({k: v for k, v in properties(gradient).items() if k == PREPROCESS_KEY})
-    return ir.to_proto(ours)
+    return as_message(ours)
 
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # times the largest logit, or 1

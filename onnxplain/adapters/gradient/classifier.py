@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from onnxplain.adapters.gradient.differentiate import OnUnsupported, finish, gradients_of, make_way, named
+from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, finish, gradients_of, make_way, named
 from onnxplain.adapters.gradient.expr import Emit, Expr, op
 from onnxplain.adapters.gradient.objective import value_and_cotangent
 from onnxplain.adapters.gradient.prepare import ModelLike, blaming, files_of, infer_shapes, prepare
@@ -64,7 +64,7 @@ def gradient_model(
     ours.metadata_props[GRADIENT_MODEL_KEY] = "1"
     ours.metadata_props["onnxplain.objectives"] = json.dumps(OBJECTIVES)
     with blaming(model):
-        return finish(ours)
+        return as_message(finish(ours))
 
 
 def logits_model(
@@ -78,7 +78,7 @@ def logits_model(
     ours, _, z = classifier(model, preprocess, output)
     ours.graph.outputs[:] = [named(z, "logits")]
     with blaming(model):
-        return finish(ours)
+        return as_message(finish(ours))
 
 
 def forward_model(gradient: onnx.ModelProto) -> onnx.ModelProto:
@@ -101,7 +101,7 @@ def classifier(model: ModelLike, preprocess: PreprocessSpec | None, output: str 
     ours.metadata_props.update(
         {
             "onnxplain.version": version("onnxplain"),
-            "onnxplain.source_sha256": source_sha256(model),
+            "onnxplain.source_sha256": source_sha256(model, ours),
             "onnxplain.space": "model" if preprocess is None else "pixel",
             "onnxplain.head": "softmax",
         }
@@ -114,11 +114,14 @@ def classifier(model: ModelLike, preprocess: PreprocessSpec | None, output: str 
     return ours, Expr(emit, x), Expr(emit, z)
 
 
-def source_sha256(model: ModelLike) -> str:
-    """The SHA-256 of the model's file (with those of its weights), or of a model in memory as it would be written."""
+def source_sha256(model: ModelLike, ours: ir.Model | None = None) -> str:
+    """The SHA-256 of the model's file (with those of its weights), or of a model in memory as it would be written.
+
+    `ours` is what was read from it, if it was.
+    """
     if isinstance(model, str | os.PathLike):
         digest = hashlib.sha256()
-        for path in files_of(model):
+        for path in files_of(model, ours):
             with open(path, "rb") as file:
                 while chunk := file.read(2**20):
                     digest.update(chunk)
