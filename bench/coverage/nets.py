@@ -84,6 +84,7 @@ def build(source: str, architecture: str, size: int, seed: int = 0) -> nn.Module
     return net.eval().requires_grad_(False)
 
 
+@torch.no_grad()
 def enliven(net: nn.Module) -> None:
     """Draw weights that keep activations at their size from layer to layer.
 
@@ -103,17 +104,17 @@ def enliven(net: nn.Module) -> None:
             if isinstance(module, BATCH_NORM) and module.bias is not None:
                 nn.init.uniform_(module.bias, 1, 2).mul_(torch.randn_like(module.bias).sign())
                 drawn.add(module.bias)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter in drawn or parameter.numel() == 0 or (parameter != parameter.flatten()[0]).any():
-                continue
-            level = parameter.flatten()[0].item()
-            if level == 0:
-                parameter.normal_(std=0.2)
-            else:
-                parameter.uniform_(0.7, 1.3).mul_(math.copysign(max(abs(level), 0.5), level))
+    for parameter in net.parameters():
+        if parameter in drawn or parameter.numel() == 0 or (parameter != parameter.flatten()[0]).any():
+            continue
+        level = parameter.flatten()[0].item()
+        if level == 0:
+            parameter.normal_(std=0.2)
+        else:
+            parameter.uniform_(0.7, 1.3).mul_(math.copysign(max(abs(level), 0.5), level))
 
 
+@torch.no_grad()
 def settle(net: nn.Module, x: Tensor) -> None:
     """Take the running statistics of BatchNormalization from a batch, as training would have."""
     net.eval()
@@ -121,5 +122,4 @@ def settle(net: nn.Module, x: Tensor) -> None:
         if isinstance(module, BATCH_NORM):
             module.momentum = 1.0
             module.train()
-    with torch.no_grad():
-        net(x)
+    net(x)
