@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from bench.coverage.zoo import ZOO
 
 Row = dict[str, Any]
@@ -148,7 +150,7 @@ def line(name: str, results: Results) -> tuple[str, ...]:
             f"{before['weight_bytes'] / 1e6:.0f} → {after['weight_bytes'] / 1e6:.0f}",
             f"{ours['logits_error']:.0e}",
             gap(ours),
-            f"{max(1 - min(ours['torch_float32']), 0):.0e}",
+            worst(ours["torch_float32"]),
             f"{ours['gradient_to_forward']:.1f}",
         )
     built = f"{tensorrt['build_seconds']:.1f}" if "build_seconds" in tensorrt else trouble(tensorrt)
@@ -169,15 +171,20 @@ def right(row: Row) -> bool:
 
 
 def agrees(row: Row) -> bool:
-    return "cosine" in row and min(row["cosine"]) >= RIGHT
+    return "cosine" in row and all(cosine >= RIGHT for cosine in row["cosine"])  # which NaN is not
 
 
 def gap(row: Row) -> str:
     """1 - cosine of the worse image; in bold and by name if that is wrong."""
     if "cosine" not in row:
         return trouble(row)
-    text = f"{max(1 - min(row['cosine']), 0):.0e}"
+    text = worst(row["cosine"])
     return text if agrees(row) else f"**wrong: {text}**"
+
+
+def worst(cosines: list[float]) -> str:
+    """1 - cosine of the worse image. Rounding may bring a cosine above 1."""
+    return f"{np.maximum(np.max(1 - np.array(cosines)), 0):.0e}"
 
 
 def trouble(row: Row) -> str:
