@@ -34,7 +34,9 @@ def export(entry: Entry, folder: Path) -> None:
         net = build(entry.source, entry.architecture, entry.size)
         model, single, double = to_onnx(net, entry), net, copy.deepcopy(net).double()
     onnx.save(model, folder / f"{entry.name}.onnx")
-    np.savez(folder / f"{entry.name}.npz", **reference(single, double, entry.size))
+    part = folder / f"{entry.name}.part.npz"
+    np.savez(part, **reference(single, double, entry.size))
+    part.replace(folder / f"{entry.name}.npz")
 
 
 def reference(single: Function, double: Function, size: int, seed: int = 1) -> dict[str, np.ndarray]:
