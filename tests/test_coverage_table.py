@@ -52,7 +52,7 @@ def test_the_last_result_counts() -> None:
 
 def test_refusals_stand_with_their_reasons() -> None:
     refused = row("gradient", gaps=[{"op": "Mystery", "why": "no gradient rule", "nodes": 2}])
-    assert gaps(latest([refused])) == [("Mystery", "no gradient rule", [NAME])]
+    assert gaps(latest([refused])) == [("Mystery", [NAME], "no gradient rule")]
     text = page(latest([refused, row("tensorrt", refused="no importer")]), {"timm-volo_d1_224-torchscript": "col2im"})
     for reason in ("no gradient rule", "no importer", "col2im"):
         assert reason in text

@@ -164,7 +164,7 @@ STEPS: dict[str, Callable[[Files], Found]] = {
     "tensorrt": tensorrt,
     "onnx_ad": onnx_ad,
 }
-LIMITS = {"gradient": 600, "openvino": 600, "tensorrt": 900, "onnx_ad": 60}  # seconds
+LIMITS = {"gradient": 600, "openvino": 600, "tensorrt": 900, "onnx_ad": 120}  # seconds
 PACKAGES = {"gradient": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt_rtx_cu13", "onnx_ad": "onnx-ad"}
 
 
