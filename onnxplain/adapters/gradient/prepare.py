@@ -191,7 +191,7 @@ def normalise(model: ir.Model) -> ir.Model:
     passes.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, 4)  # before that, every weight had to be an input
     passes.InlinePass()(model)
-    version = model.graph.opset_imports.get("", 1)
+    version = model.graph.opset_imports.setdefault("", OPSET)  # a model of ai.onnx.ml alone need not name it
     if version < OPSET:
         model = raised(model)
     elif version > onnx.defs.onnx_opset_version():

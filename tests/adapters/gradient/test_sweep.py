@@ -329,6 +329,12 @@ BRANCHES = {
         q = QuantizeLinear(a, one, zero) b = Cast<to = 1>(q) y = Add(a, b)""",
         "Cast",
     ),
+    "whole numbers that an operator without a rule gives": (
+        '["" : 18]',
+        """one = Constant<value_float = 0.1>() zero = Constant<value = uint8 {0}>() q, s, z = DynamicQuantizeLinear(a)
+        r = Identity(q) b = DequantizeLinear(r, one, zero) y = Add(a, b)""",
+        "DynamicQuantizeLinear",
+    ),
     "a branch that reads a value from outside": (
         '["" : 18]',
         """total = ReduceSum<keepdims = 0>(a) zero = Constant<value_float = 0.0>() yes = Greater(total, zero)
