@@ -23,7 +23,7 @@ def put_back(g: Expr, axis: int, places: Array, size: int) -> Expr:
         raise UnsupportedCase("the output holds no element of its input")
     times = len(places) // size
     if np.array_equal(places, np.repeat(np.arange(size), times)):
-        return in_turn(g, axis, size, times) if times > 1 else g
+        return resized(g, axis, size, times).sum([axis + 1]) if times > 1 else g
     stretches = runs(places)
     if len(stretches) <= RUNS:
         return add_all([place(g, axis, *stretch, size) for stretch in stretches])
@@ -39,14 +39,6 @@ def put_back(g: Expr, axis: int, places: Array, size: int) -> Expr:
         g = g.pad(axis, 0, 1)
     gathered = op("Gather", g, table.squeeze(1) if table.shape[1] == 1 else table, axis=axis)
     return gathered if table.shape[1] == 1 else gathered.sum([axis + 1])
-
-
-def in_turn(g: Expr, axis: int, size: int, times: int) -> Expr:
-    """Each element was taken several times in a row. Runtimes have fast means over windows, of pictures at least."""
-    if axis < 2 or g.rank > 5:
-        return resized(g, axis, size, times).sum([axis + 1])
-    window = [times if a == axis else 1 for a in range(2, g.rank)]
-    return op("AveragePool", g, kernel_shape=window, strides=window) * float(times)
 
 
 def runs(places: Array) -> list[tuple[int, int, int, int]]:
