@@ -13,8 +13,8 @@ import numpy as np
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op
 from onnxplain.adapters.gradient.facts import Array, Dim
 
+LARGEST = 2**24  # elements of a matrix that is written out
 RUNS = 4  # up to so many stretches are put back one by one
-LARGEST = 2**24  # elements of a matrix that is made for a selection
 
 
 def put_back(g: Expr, axis: int, places: Array, size: int) -> Expr:
@@ -27,9 +27,14 @@ def put_back(g: Expr, axis: int, places: Array, size: int) -> Expr:
     stretches = runs(places)
     if len(stretches) <= RUNS:
         return add_all([place(g, axis, *stretch, size) for stretch in stretches])
-    table = inverse(places, size)
-    if table.size > RUNS * len(places) and len(places) * size <= LARGEST:  # some are taken much more often than others
+    most = int(np.bincount(places[places >= 0]).max())
+    if most * size > RUNS * (len(places) + size):  # some places are taken much more often than others
+        if len(places) * size > LARGEST:
+            raise UnsupportedCase(
+                f"{len(places):,} places among {size:,}, some taken {most:,} times: too many to write out"
+            )
         return pull(g, axis, np.asarray(places[:, None] == np.arange(size)))
+    table = inverse(places, size)
     if (table == len(places)).any():
         g = g.pad(axis, 0, 1)
     gathered = op("Gather", g, table.squeeze(1) if table.shape[1] == 1 else table, axis=axis)
