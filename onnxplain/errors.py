@@ -68,6 +68,10 @@ class NotDifferentiable(ModelError):
         )
 
 
+class PartialGradientWarning(UserWarning):
+    """A gradient was asked for that stops at operators without one: it is not that of the model."""
+
+
 class ExecutionError(OnnxplainError):
     """A model could not be run."""
 

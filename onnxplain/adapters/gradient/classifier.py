@@ -12,11 +12,11 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from onnxplain.adapters.gradient.differentiate import finish, make_way, named
+from onnxplain.adapters.gradient.differentiate import OnUnsupported, finish, gradients_of, make_way, named
 from onnxplain.adapters.gradient.expr import Emit, Expr, op
 from onnxplain.adapters.gradient.objective import value_and_cotangent
 from onnxplain.adapters.gradient.prepare import ModelLike, blaming, files_of, infer_shapes, prepare
-from onnxplain.adapters.gradient.sweep import FLOATS, pull_back
+from onnxplain.adapters.gradient.sweep import FLOATS
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.requests import Kind
 from onnxplain.errors import InvalidModel, UsageError
@@ -28,14 +28,19 @@ OBJECTIVES = {kind.name.lower(): int(kind) for kind in Kind}  # and the codes of
 
 
 def gradient_model(
-    model: ModelLike, *, preprocess: PreprocessSpec | None = None, output: str | None = None
+    model: ModelLike,
+    *,
+    preprocess: PreprocessSpec | None = None,
+    output: str | None = None,
+    on_unsupported: OnUnsupported = "error",
 ) -> onnx.ModelProto:
     """The gradient model of a classifier.
 
     Inputs: the classifier's own (same name, layout, H and W), `onnxplain_target` float32 (N, K) and
     `onnxplain_objective` int64 (N), a code of `Kind` for each sample. Outputs: `logits` (N, K), `value` (N), `gradient`
     (as the input). With `preprocess` its normalisation is folded in, so that the input is RGB in [0,1]; without, the
-    input is whatever the classifier wants. `output` names the logits where there are several float outputs.
+    input is whatever the classifier wants. `output` names the logits where there are several float outputs;
+    `on_unsupported` is that of `differentiate`.
 
     Raises `InvalidModel`, `NotDifferentiable`, or `UsageError` for an `output` that the model does not have.
     """
@@ -51,7 +56,7 @@ def gradient_model(
     t = t if z.dtype == t.dtype else op("Cast", t, to=int(z.value.dtype or ir.DataType.DOUBLE))
     with blaming(model):
         value, cotangent = value_and_cotangent(z, t, Expr(z.emit, kinds))
-        gradients = pull_back(graph, z.emit, {z.value: cotangent}, [x.value])
+        gradients = gradients_of(ours, z.emit, {z.value: cotangent}, [x.value], on_unsupported=on_unsupported)
     if x.value not in gradients:
         raise InvalidModel("the logits do not depend on the image through any derivative; next: name another output")
     logits, explained, gradient = OUTPUTS

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeAlias, get_args
 
 import onnx
 import onnx_ir as ir
@@ -13,12 +16,21 @@ from onnx_ir.passes import common as passes
 from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr
 from onnxplain.adapters.gradient.prepare import ModelLike, blaming, prepare
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
-from onnxplain.adapters.gradient.sweep import FLOATS, active_values, ends, find, gaps, kind, pull_back, reads
-from onnxplain.errors import Gap, InvalidModel, UsageError
+from onnxplain.adapters.gradient.sweep import FLOATS, active_values, ends, find, gaps, kind, pull_back, reads, single
+from onnxplain.errors import Gap, InvalidModel, NotDifferentiable, PartialGradientWarning, UsageError
+
+OnUnsupported: TypeAlias = Literal["error", "stop-gradient"]
+
+STOPPED_KEY = "onnxplain.stopped"  # in the metadata of a partial gradient: the gaps at which it stops
 
 
 def differentiate(
-    model: ModelLike, of: Sequence[str] | None = None, wrt: Sequence[str] | None = None, *, rules: Rules = DEFAULT
+    model: ModelLike,
+    of: Sequence[str] | None = None,
+    wrt: Sequence[str] | None = None,
+    *,
+    rules: Rules = DEFAULT,
+    on_unsupported: OnUnsupported = "error",
 ) -> onnx.ModelProto:
     """Add reverse-mode derivatives to a model.
 
@@ -26,8 +38,11 @@ def differentiate(
     and shape, for each float input `x` of `wrt` (default: all) an output `grad_x` in its:
     `grad_x = Σ_y J(y, x)ᵀ grad_y`. `rules` may be another table, layered over the default.
 
-    Raises `InvalidModel` for a model that cannot be read, `NotDifferentiable` with all gaps at once, and `UsageError`
-    for names that the model does not have.
+    Where an operator has no gradient, "error" raises with all gaps at once; "stop-gradient" takes its derivative for
+    zero, lists it in the metadata (`onnxplain.stopped`) and warns: the result is not the gradient of the model.
+
+    Raises `InvalidModel` for a model that cannot be read, `NotDifferentiable`, and `UsageError` for names that the
+    model does not have.
     """
     ours = prepare(model)
     graph = ours.graph
@@ -45,14 +60,41 @@ def differentiate(
         make_way(graph, f"grad_{y.name}")
         g = ir.Value(name=f"grad_{y.name}", shape=y.shape, type=y.type)
         graph.inputs.append(g)
-        cotangents[y] = Expr(emit, g)
+        cotangents[y] = single(Expr(emit, g))
     with blaming(model):
-        gradients = pull_back(graph, emit, cotangents, inputs, rules)
+        gradients = gradients_of(ours, emit, cotangents, inputs, rules, on_unsupported)
     for x in inputs:
         gradient = gradients[x] if x in gradients else Expr(emit, x).zeros()
-        graph.outputs.append(named(gradient, f"grad_{x.name}"))
+        graph.outputs.append(named(gradient.cast(x.dtype or ir.DataType.FLOAT), f"grad_{x.name}"))
     with blaming(model):
         return finish(ours)
+
+
+def gradients_of(
+    model: ir.Model,
+    emit: Emit,
+    cotangents: Mapping[ir.Value, Expr],
+    wrt: Sequence[ir.Value],
+    rules: Rules = DEFAULT,
+    on_unsupported: OnUnsupported = "error",
+) -> dict[ir.Value, Expr]:
+    """The cotangents of `wrt`, with gaps as `differentiate` says."""
+    if on_unsupported not in get_args(OnUnsupported):
+        raise UsageError(
+            f"on_unsupported: expected one of {', '.join(get_args(OnUnsupported))}, got {on_unsupported!r}"
+        )
+    stop = on_unsupported == "stop-gradient"
+    gradients, missing = pull_back(list(model.graph), emit, cotangents, wrt, rules, stop=stop)
+    if missing and not stop:
+        raise NotDifferentiable(missing)
+    if missing:
+        model.metadata_props[STOPPED_KEY] = json.dumps([asdict(gap) for gap in missing])
+        kinds = Counter(gap.op for gap in missing)
+        listed = ", ".join(f"{op} x{count}" for op, count in sorted(kinds.items()))
+        warnings.warn(
+            f"the gradient is not that of the model: it stops at {listed}", PartialGradientWarning, stacklevel=3
+        )
+    return gradients
 
 
 def pick(what: str, values: Sequence[ir.Value], names: Sequence[str] | None) -> list[ir.Value]:
@@ -102,7 +144,7 @@ def finish(model: ir.Model) -> onnx.ModelProto:
 class Coverage:
     """Which operators lie between input and output, with how many nodes each, and what could be done with them."""
 
-    rules: dict[str, int]
+    rules: dict[str, int]  # operators with a gradient rule, or an expansion into such
     zero: dict[str, int]  # operators that end a way: their derivative is zero or does not exist
     gaps: tuple[Gap, ...]
 
@@ -115,11 +157,12 @@ def coverage(model: ModelLike) -> Coverage:
     """What `differentiate` would find, without building anything: from all float inputs to all float outputs."""
     graph = prepare(model).graph
     wrt, of = pick("input", graph.inputs, None), pick("output", graph.outputs, None)
-    active = active_values(graph, wrt, of)
-    on_the_way = [node for node in graph if any(y in active for y in node.outputs)]
-    last = [node for node in graph if ends(node) and any(x in active for x in reads(node))]
+    nodes = list(graph)
+    active = active_values(nodes, wrt, of)
+    on_the_way = [node for node in nodes if any(y in active for y in node.outputs)]
+    last = [node for node in nodes if ends(node) and any(x in active for x in reads(node))]
     return Coverage(
         rules=dict(Counter(kind(node) for node in on_the_way if find(node, DEFAULT) is not None)),
         zero=dict(Counter(kind(node) for node in last)),
-        gaps=tuple(gaps(graph, active)),
+        gaps=tuple(gaps(nodes, active)),
     )

@@ -7,7 +7,8 @@ dimension (the batch) and None for one that nothing is known of.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,8 +36,19 @@ class Emit:
         self.opset = graph.opset_imports[""]
         self._constants: dict[tuple[Any, ...], Expr] = {}
         self._count = 0
+        self._recordings: list[list[ir.Node]] = []
         self._taken = {value.name for node in graph for value in node.outputs} | {node.name for node in graph}
         self._taken |= {value.name for value in (*graph.inputs, *graph.initializers.values())}
+
+    @contextmanager
+    def recording(self) -> Iterator[list[ir.Node]]:
+        """A list that holds, at the end of the block, the nodes that were emitted in it."""
+        nodes: list[ir.Node] = []
+        self._recordings.append(nodes)
+        try:
+            yield nodes
+        finally:
+            self._recordings.pop()
 
     def name(self, stem: str) -> str:
         """A new name. (The model may be one that we made.)"""
@@ -75,6 +87,8 @@ class Emit:
             name=names[0],
         )
         self.graph.append(node)
+        for nodes in self._recordings:
+            nodes.append(node)
         infer(node, self.opset)
         return [Expr(self, value) for value in node.outputs]
 
@@ -184,6 +198,9 @@ class Expr:
         if self.constant is not None:
             return self.emit.constant(np.swapaxes(self.constant, -1, -2))
         return self.transpose((*range(self.rank - 2), self.rank - 1, self.rank - 2))
+
+    def cast(self, dtype: ir.DataType) -> Expr:
+        return self if self.value.dtype == dtype else op("Cast", self, to=int(dtype))
 
     def transpose(self, perm: Sequence[int]) -> Expr:
         return op("Transpose", self, perm=list(perm))

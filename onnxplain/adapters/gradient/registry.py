@@ -11,6 +11,12 @@ A rule is a formula. It is called as `rule(g, y, *inputs, **attributes)`:
    shape; the sweep sums it to the input's.
 *  it emits operators of `ALLOWED` only, which every runtime of ours runs.
 *  a case that is not covered raises `UnsupportedCase`. Never a wrong number.
+*  it sees float32 and float64 only: half precision is cast before and after.
+
+An operator without a rule may have an *expansion*: a function `expansion(*inputs, **attributes)` that computes its
+outputs by formulas again, from operators that do have rules. The sweep differentiates what it emits; the operator
+itself stays in the graph as it is. Operators that ONNX itself defines by a function body have such an expansion without
+being registered. Where both would do, a rule is the better choice: it need not compute the forward pass a second time.
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ class Entry:
 Rules: TypeAlias = Mapping[str, Entry]
 
 DEFAULT: dict[str, Entry] = {}
+EXPANSIONS: dict[str, Rule] = {}
 NO_GRADIENT: dict[str, str] = {}  # operator type -> why its derivative is zero or does not exist
 
 ALLOWED = frozenset(
@@ -58,6 +65,16 @@ def define(rules: Mapping[str, Rule], broadcastable: bool = False) -> None:
     """Register many rules of one line each."""
     for op_type, rule in rules.items():
         DEFAULT[op_type] = Entry(rule, broadcastable)
+
+
+def expansion(*op_types: str) -> Callable[[Rule], Rule]:
+    """Register the formulas by which one or more operators are computed."""
+
+    def register(outputs: Rule) -> Rule:
+        EXPANSIONS.update(dict.fromkeys(op_types, outputs))
+        return outputs
+
+    return register
 
 
 def no_gradient(why: str, *op_types: str) -> None:

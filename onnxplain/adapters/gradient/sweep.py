@@ -9,32 +9,36 @@ accumulating, and collecting what cannot be differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
 from onnxplain.adapters.gradient import rules as _rules  # noqa: F401  (fills the registry)
+from onnxplain.adapters.gradient.body import emit_body, has_body
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
-from onnxplain.adapters.gradient.registry import DEFAULT, NO_GRADIENT, Entry, Rules
-from onnxplain.errors import Gap, NotDifferentiable
+from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIENT, Entry, Rules
+from onnxplain.errors import Gap
 
-FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE}
+HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, *HALVES}
 
 
 def active_values(
-    graph: ir.Graph, wrt: Iterable[ir.Value], of: Iterable[ir.Value], rules: Rules = DEFAULT
+    nodes: Sequence[ir.Node], wrt: Iterable[ir.Value], of: Iterable[ir.Value], rules: Rules = DEFAULT
 ) -> set[ir.Value]:
     """The values that depend on `wrt` through derivatives, and that `of` depends on.
 
     Whatever is not known to end a derivative carries it on, so that it shows up as a gap and is never dropped.
     """
     forward = set(wrt)
-    for node in graph:
+    for node in nodes:
         if not ends(node) and any(x in forward for x in reads(node)):
-            forward.update(y for y in node.outputs if find(node, rules) is None or carries(y))
+            known = isinstance(find(node, rules), Entry)
+            forward.update(y for y in node.outputs if carries(y) or not known)
     needed = {y for y in of if y in forward}
-    for node in reversed(graph):
+    for node in reversed(nodes):
         if any(y in needed for y in node.outputs):
             needed.update(x for x in reads(node) if x in forward)
     return needed
@@ -70,18 +74,21 @@ def subgraphs(node: ir.Node) -> list[ir.Graph]:
     return found
 
 
-def gaps(graph: ir.Graph, active: set[ir.Value], rules: Rules = DEFAULT) -> list[Gap]:
+def gaps(nodes: Iterable[ir.Node], active: set[ir.Value], rules: Rules = DEFAULT) -> list[Gap]:
     """The nodes on the way that have no rule, or whose type no rule can work in."""
-    found = []
-    for node in graph:
-        on_the_way = [y for y in node.outputs if y in active]
-        odd = next((y for y in on_the_way if y.dtype not in FLOATS), None)
-        if on_the_way and find(node, rules) is None:
-            found.append(Gap(kind(node), label(node), "no gradient rule"))
-        elif odd is not None:
-            what = "of unknown type" if odd.dtype is None else str(odd.dtype).lower()
-            found.append(Gap(kind(node), label(node), f"its output is {what}, only float32 and float64 are covered"))
-    return found
+    return [found for node in nodes if (found := gap(node, active, rules)) is not None]
+
+
+def gap(node: ir.Node, active: set[ir.Value], rules: Rules) -> Gap | None:
+    """Why a node cannot be passed, as far as that shows without calling its rule; None if it can or need not be."""
+    on_the_way = [y for y in node.outputs if y in active]
+    odd = next((y for y in on_the_way if y.dtype not in FLOATS), None)
+    if on_the_way and find(node, rules) is None:
+        return Gap(kind(node), label(node), "no gradient rule")
+    if odd is not None:
+        what = "of unknown type" if odd.dtype is None else str(odd.dtype).lower()
+        return Gap(kind(node), label(node), f"its output is {what}, only floats of 16, 32 and 64 bits are covered")
+    return None
 
 
 def label(node: ir.Node) -> str:
@@ -92,67 +99,126 @@ def kind(node: ir.Node) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
 
-def find(node: ir.Node, rules: Rules) -> Entry | None:
-    return None if node.domain else rules.get(node.op_type)
+@dataclass(frozen=True)
+class Expansion:
+    """How the outputs of an operator are computed again, from operators that have rules."""
+
+    outputs: Callable[[ir.Node, list[Expr | None], Emit], Sequence[Expr | None]]
+
+
+def find(node: ir.Node, rules: Rules) -> Entry | Expansion | None:
+    """How a node is differentiated: by a rule, or by its expansion."""
+    if node.domain or node.op_type in rules:
+        return None if node.domain else rules[node.op_type]
+    if node.op_type in EXPANSIONS:
+        formulas = EXPANSIONS[node.op_type]
+        return Expansion(lambda node, xs, _: as_tuple(formulas(*xs, **attribute_values(node))))
+    version = node.version or (node.graph.opset_imports.get("", 1) if isinstance(node.graph, ir.Graph) else 1)
+    return Expansion(emit_body) if has_body(node.op_type, version) else None
 
 
 def pull_back(
-    graph: ir.Graph, emit: Emit, cotangents: Mapping[ir.Value, Expr], wrt: Sequence[ir.Value], rules: Rules = DEFAULT
-) -> dict[ir.Value, Expr]:
+    nodes: Sequence[ir.Node],
+    emit: Emit,
+    cotangents: Mapping[ir.Value, Expr],
+    wrt: Sequence[ir.Value],
+    rules: Rules = DEFAULT,
+    *,
+    stop: bool = False,
+) -> tuple[dict[ir.Value, Expr], list[Gap]]:
     """The cotangents of `wrt`, given those of some values: Σ J(value, wrt)ᵀ cotangent, each in its value's full shape.
 
-    Values that nothing depends on are missing from the answer. Raises `NotDifferentiable` with every gap there is.
+    `nodes`, in topological order, are what lies between. Values that nothing depends on are missing from the answer.
+    Cotangents of half precision are float32. With them come all gaps: nodes that the derivative does not pass. With
+    `stop` it ends there; without, it goes on with zeros, to find what else cannot be passed, and the answer is void.
     """
-    active = active_values(graph, wrt, cotangents, rules)
-    missing = gaps(graph, active, rules)
-    if missing:
-        raise NotDifferentiable(missing)
+    active = active_values(nodes, wrt, cotangents, rules)
+    missing: list[Gap] = []
     sums: dict[ir.Value, Expr] = {y: g for y, g in cotangents.items() if y in active}
-    for node in [node for node in reversed(graph) if any(y in active for y in node.outputs)]:
-        entry = find(node, rules)
-        assert entry is not None
+    for node in [node for node in reversed(nodes) if any(y in active for y in node.outputs)]:
         try:
-            contributions = apply(node, entry, emit, sums, active)
+            if (found := gap(node, active, rules)) is None:
+                contributions = apply(node, emit, sums, active, rules)
         except UnsupportedCase as case:
-            missing.append(Gap(kind(node), label(node), str(case)))
-            continue
+            found = Gap(kind(node), label(node), str(case))
+        if found is not None:
+            missing.append(found)
+            contributions = [] if stop else zeros(emit, [x for x in reads(node) if x in active])
         for value, g in contributions:
             sums[value] = sums[value] + g if value in sums else g
-    if missing:
-        raise NotDifferentiable(missing)
-    return {x: sums[x].expand(Expr(emit, x)) for x in wrt if x in sums}
+    return {x: sums[x].expand(Expr(emit, x)) for x in wrt if x in sums}, missing
+
+
+def zeros(emit: Emit, values: Iterable[ir.Value]) -> list[tuple[ir.Value, Expr]]:
+    """A cotangent of zeros for each value of known rank and type."""
+    exprs = [Expr(emit, x) for x in values if x.shape is not None and x.dtype in FLOATS]
+    return [(x.value, single(x).zeros()) for x in exprs]
 
 
 def apply(
-    node: ir.Node, entry: Entry, emit: Emit, sums: Mapping[ir.Value, Expr], active: set[ir.Value]
+    node: ir.Node, emit: Emit, sums: Mapping[ir.Value, Expr], active: set[ir.Value], rules: Rules
 ) -> list[tuple[ir.Value, Expr]]:
     """What one node adds to the cotangents of its inputs."""
-    ys = [Expr(emit, y) for y in node.outputs]
     gs = [sums.get(y) for y in node.outputs]
     if all(g is None for g in gs):
         return []
-    xs = [None if x is None else Expr(emit, x) for x in node.inputs]
+    ys = [single(Expr(emit, y)) for y in node.outputs]
+    xs = [None if x is None else single(Expr(emit, x)) for x in node.inputs]
+    entry = find(node, rules)
+    if isinstance(entry, Expansion):
+        return through(entry, node, emit, xs, gs, active, rules)
+    assert entry is not None
     wanted = [x is not None and x in active for x in node.inputs]
     # A smaller cotangent may go on where every operand has its output's shape; anything that sums needs all of it.
     small = entry.broadcastable and all(x.shape == ys[0].shape for x, w in zip(xs, wanted, strict=True) if w and x)
     if not small:
         gs = [None if g is None else g.expand(y) for g, y in zip(gs, ys, strict=True)]
-    attributes = {name: attribute_value(attribute) for name, attribute in node.attributes.items()}
-    single = len(ys) == 1
-    result = entry.rule(gs[0] if single else tuple(gs), ys[0] if single else tuple(ys), *xs, **attributes)
-    parts = result if isinstance(result, tuple) else (result,)
+    one = len(ys) == 1
+    result = entry.rule(gs[0] if one else tuple(gs), ys[0] if one else tuple(ys), *xs, **attribute_values(node))
+    parts = as_tuple(result)
     if len(parts) < max(i + 1 for i, w in enumerate(wanted) if w):
         raise AssertionError(f"the rule of {node.op_type} returned {len(parts)} cotangents for {len(xs)} inputs")
     contributions = []
-    for x, want, part in zip(xs, wanted, parts, strict=False):
+    for value, x, want, part in zip(node.inputs, xs, wanted, parts, strict=False):
         if not want:
             continue
+        assert value is not None
         assert x is not None
         g = part() if callable(part) else part
         if g is None:
-            raise UnsupportedCase(f"no gradient with respect to input {x.value.name}")
-        contributions.append((x.value, unbroadcast(g, x)))
+            raise UnsupportedCase(f"no gradient with respect to input {value.name}")
+        contributions.append((value, unbroadcast(g, x)))
     return contributions
+
+
+def through(
+    expansion: Expansion,
+    node: ir.Node,
+    emit: Emit,
+    xs: list[Expr | None],
+    gs: list[Expr | None],
+    active: set[ir.Value],
+    rules: Rules,
+) -> list[tuple[ir.Value, Expr]]:
+    """The same for an operator that is differentiated through its expansion, which is emitted for that."""
+    with emit.recording() as inner:
+        outputs = expansion.outputs(node, xs, emit)
+    cotangents: dict[ir.Value, Expr] = {}
+    for y, g in zip(outputs, gs, strict=True):
+        if y is not None and g is not None:
+            g = g.expand(y)
+            cotangents[y.value] = cotangents[y.value] + g if y.value in cotangents else g
+    wanted = {x.value: given for given, x in zip(node.inputs, xs, strict=True) if x and given in active}
+    gradients, missing = pull_back(inner, emit, cotangents, list(wanted), rules)
+    if missing:
+        reasons = sorted({f"{found.op}: {found.why}" for found in missing})
+        raise UnsupportedCase(f"inside of it, {'; '.join(reasons)}")
+    return [(given, gradients[x]) for x, given in wanted.items() if given is not None and x in gradients]
+
+
+def single(x: Expr) -> Expr:
+    """A value of half precision as float32: rules work in nothing less."""
+    return x.cast(ir.DataType.FLOAT) if x.value.dtype in HALVES else x
 
 
 def unbroadcast(g: Expr, x: Expr) -> Expr:
@@ -168,5 +234,13 @@ def unbroadcast(g: Expr, x: Expr) -> Expr:
     return g
 
 
-def attribute_value(attribute: ir.Attr) -> Any:
-    return list(attribute.value) if attribute.type.name.endswith("S") else attribute.value
+def as_tuple(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def attribute_values(node: ir.Node) -> dict[str, Any]:
+    """The attributes as a rule takes them."""
+    return {
+        name: list(attribute.value) if attribute.type.name.endswith("S") else attribute.value
+        for name, attribute in node.attributes.items()
+    }

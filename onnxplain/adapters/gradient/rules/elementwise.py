@@ -32,7 +32,7 @@ define(
         "Softplus": lambda g, y, x: g * op("Sigmoid", x),
         "Erf": lambda g, y, x: g * (2 / math.sqrt(math.pi)) * op("Exp", -x * x),
         "Relu": lambda g, y, x: g * above(y, 0.0),
-        "Cast": lambda g, y, x, *, to, saturate=1, round_mode="up": op("Cast", g, to=int(x.value.dtype)),
+        "Cast": lambda g, y, x, *, to, saturate=1, round_mode="up": g.cast(x.value.dtype),
     },
     broadcastable=True,
 )
