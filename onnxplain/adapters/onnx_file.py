@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,20 +16,23 @@ import onnx
 import onnx_ir as ir
 
 from onnxplain.adapters.gradient.classifier import (
+    HEAD_KEY,
+    LAYOUT_KEY,
+    NOTES_KEY,
     OBJECTIVES,
     OUTPUTS,
-    before_activation,
     forward_model,
     gradient_model,
     logits_model,
     source_sha256,
 )
+from onnxplain.adapters.gradient.head import ACTIVATIONS, find_logits
 from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
 from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
-from onnxplain.engine.requests import log_softmax, softmax
+from onnxplain.engine.requests import Head
 from onnxplain.errors import ExecutionError, Gap, InvalidModel, NotDifferentiable, OnnxplainError, UsageError
 from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec, find, normalise
 
@@ -46,7 +50,13 @@ class Halves:
 
 
 def halves(
-    model: ModelLike, preprocess: Preprocess = AUTO, output: str | None = None, *, gradient: bool = True
+    model: ModelLike,
+    preprocess: Preprocess = AUTO,
+    output: str | None = None,
+    *,
+    head: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    gradient: bool = True,
 ) -> Halves:
     """The halves of whatever was given, a classifier or a gradient model; without `gradient` the forward one only.
 
@@ -61,8 +71,10 @@ def halves(
     if is_gradient:
         if problem := gradient_model_problem(ours):
             raise InvalidModel(problem)
-        if isinstance(preprocess, PreprocessSpec) or output is not None:
-            raise UsageError("a gradient model has its preprocessing and its output built in; next: leave them out")
+        if isinstance(preprocess, PreprocessSpec) or any(v is not None for v in (output, head, input_shape)):
+            raise UsageError(
+                "a gradient model has its preprocessing, output, head and input shape built in; next: leave them out"
+            )
         if preprocess is None and PREPROCESS_KEY in ours.metadata_props:
             raise UsageError(
                 "the gradient model has its preprocessing folded in, which cannot be taken out by `none`; "
@@ -78,7 +90,7 @@ def halves(
         assert preprocess is None or isinstance(preprocess, PreprocessSpec)
         spec = preprocess
     make = gradient_model if gradient else logits_model
-    made = make(model, preprocess=spec, output=output)
+    made = make(model, preprocess=spec, output=output, head=head, input_shape=input_shape)
     return Halves(forward_model(made), made) if gradient else Halves(made, None)
 
 
@@ -109,6 +121,8 @@ def gradient_model_problem(model: ir.Model) -> str | None:
         problem = "has no logits of shape (N, K) with a fixed K"
     elif meta["onnxplain.space"] not in ("pixel", "model"):
         problem = f"has the unknown space {meta['onnxplain.space']!r} in its metadata"
+    elif meta.get(HEAD_KEY) not in list(Head):
+        problem = f"has the unknown head {meta.get(HEAD_KEY)!r} in its metadata"
     elif (meta["onnxplain.space"] == "pixel") != (PREPROCESS_KEY in meta):
         problem = f"has the space {meta['onnxplain.space']} with{'' if PREPROCESS_KEY in meta else 'out'} preprocessing"
     elif objectives_of(meta) != OBJECTIVES:
@@ -165,16 +179,24 @@ class Inspection:
     preprocess: dict[str, Any] | None
     preprocess_from: str | None  # where it was found; or, if it was not, what was looked for
     gradient_model: dict[str, Any] | None  # space, objectives, source and version, if it is a gradient model
+    head: str | None  # softmax or sigmoid
+    layout: str | None  # NCHW or NHWC
+    notes: list[str]  # what is cut off or passed over, and what becomes of the input, in the gradient model
     problems: list[str]
 
 
 def inspect(
-    path: str | os.PathLike[str], *, preprocess: str | os.PathLike[str] | None = AUTO, output: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    preprocess: str | os.PathLike[str] | None = AUTO,
+    output: str | None = None,
+    head: str | None = None,
+    input_shape: Sequence[int] | None = None,
 ) -> Inspection:
     """Look into a model file without running it, and see whether a gradient model can be made of it.
 
-    `preprocess` is "auto", the path of a specification, or None for an input that is ready as it is; `output` names the
-    logits, where there are several float outputs.
+    `preprocess` is "auto", the path of a specification, or None for an input that is ready as it is; `output`, `head`
+    and `input_shape` are those of `gradient_model`.
 
     Raises:
         InvalidModel: the file is missing or cannot be read. Anything less is listed under `problems`.
@@ -197,10 +219,12 @@ def inspect(
     if is_gradient:
         problems += filter(None, [gradient_model_problem(ours)])
     else:
+        how: dict[str, Any] = {"preprocess": spec, "output": output, "head": head, "input_shape": input_shape}
         try:
-            gradient_model(path, preprocess=spec, output=output)
+            meta = properties(gradient_model(path, **how))
         except NotDifferentiable as error:
             gaps = list(error.gaps)
+            meta = properties(logits_model(path, **how))
         except OnnxplainError as error:
             problems.append(str(error))
     return Inspection(
@@ -218,6 +242,9 @@ def inspect(
         preprocess=spec.to_dict() if spec is not None else None,
         preprocess_from=where,
         gradient_model=gradient_facts(meta) if is_gradient else None,
+        head=meta.get(HEAD_KEY),
+        layout=meta.get(LAYOUT_KEY),
+        notes=notes_of(meta),
         problems=problems,
     )
 
@@ -225,6 +252,15 @@ def inspect(
 def tensor(value: ir.Value) -> Tensor:
     shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
     return Tensor(str(value.name), str(value.dtype).lower(), shape)
+
+
+def notes_of(meta: Mapping[str, str]) -> list[str]:
+    """What generating the gradient model had to say; nothing if it is not a list of texts."""
+    try:
+        notes = json.loads(meta.get(NOTES_KEY, "[]"))
+    except ValueError:
+        return []
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def gradient_facts(meta: dict[str, str]) -> dict[str, Any]:
@@ -255,6 +291,8 @@ class Exported:
 
     files: list[WrittenModel]
     difference: float | None
+    head: str  # softmax or sigmoid
+    notes: list[str]  # what was cut off or passed over
 
 
 def write_gradient_model(
@@ -263,6 +301,8 @@ def write_gradient_model(
     *,
     preprocess: Preprocess = AUTO,
     output: str | None = None,
+    head: str | None = None,
+    input_shape: Sequence[int] | None = None,
     classifier: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     verify: bool = True,
@@ -289,13 +329,14 @@ def write_gradient_model(
         raise UsageError(f"{source} is a gradient model already; next: use it as it is, or export its classifier")
     for path in targets:
         writable_file(path)
-    made = halves(source, preprocess, output)
+    made = halves(source, preprocess, output, head=head, input_shape=input_shape)
     assert made.gradient is not None
     difference = verified(source, made.gradient, made.logits, output) if verify else None
     written = [write_model(made.gradient, targets[0], overwrite)]
     if classifier is not None:
         written.append(write_model(plain_classifier(source, made.gradient), targets[1], overwrite))
-    return Exported(written, difference)
+    meta = properties(made.gradient)
+    return Exported(written, difference, meta[HEAD_KEY], notes_of(meta))
 
 
 def plain_classifier(source: str | os.PathLike[str], gradient: onnx.ModelProto) -> onnx.ModelProto:
@@ -316,27 +357,32 @@ def verified(
 
     Everything runs without the optimiser, so that the two graphs are compared and not what is made of them.
     """
-    text = properties(gradient).get(PREPROCESS_KEY)
-    spec = PreprocessSpec.from_dict(json.loads(text)) if text is not None else None
+    meta = properties(gradient)
+    spec = PreprocessSpec.from_dict(json.loads(meta[PREPROCESS_KEY])) if PREPROCESS_KEY in meta else None
+    axis = -1 if meta.get(LAYOUT_KEY) == "NHWC" else 0
     prepared = prepare(source).graph
-    (named,) = [v for v in prepared.outputs if v.name == output or (output is None and v.dtype in FLOATS)]
-    after = {"Softmax": softmax, "LogSoftmax": log_softmax}.get(before_activation(named)[1] or "")
+    tail = find_logits(prepared, prepared.inputs[0], output).tail
+    head = ACTIVATIONS.get(tail.activation or "")
     with (
         OnnxRuntimeExecutor(onnx.load(source), optimise=False) as theirs,
         OnnxRuntimeExecutor(forward, optimise=False) as ours,
     ):
         ((name, input),) = ours.inputs.items()
-        (given,) = theirs.inputs
+        ((given, wanted),) = theirs.inputs.items()
         draw = np.random.default_rng(0)
         worst, largest = 0.0, 1.0
         for _ in range(4):
-            x = draw.random((1, *(int(d or 1) for d in input.shape[1:])))
-            model_space = x if spec is None else normalise(x, spec)
+            shape = (1, *(int(d or 1) for d in input.shape[1:]))
+            x = draw.random(shape) if wanted.dtype.kind == "f" else draw.integers(0, 256, shape) / 255
+            model_space = x if spec is None else normalise(x, spec, channel_axis=axis)
+            if wanted.dtype.kind != "f":
+                model_space = np.rint(model_space if spec is not None else 255 * x)
+                x = x if spec is not None else model_space
             (mine,) = ours({name: x.astype(input.dtype)}).values()
-            mine = mine if after is None else after(mine)
-            answer = theirs({given: np.ascontiguousarray(model_space, input.dtype)})[str(named.name)].reshape(
-                mine.shape
-            )
+            if head is not None:
+                mine = head.log_probability(mine) if tail.logarithm else head.probability(mine)
+            answer = theirs({given: np.ascontiguousarray(model_space, wanted.dtype)})[str(tail.output.name)]
+            answer = answer.reshape(mine.shape)
             worst = max(worst, float(np.abs(mine.astype(np.float64) - answer).max()))
             largest = max(largest, float(np.abs(answer).max()))
     if not worst <= TOLERANCE[input.dtype.name] * largest:  # NaN is a failure too

@@ -92,7 +92,7 @@ def command(
             start,
             take,
             names=[str(path) for path in heatmaps for _ in metrics],
-            costs=[metric.rows(*explainer.forward.image_shape[1:]) for metric in metrics],
+            costs=[metric.rows(*explainer.image_size) for metric in metrics],
             usage=explainer.usage,
             stream=form == "jsonl",
         )

@@ -49,8 +49,8 @@ class Space:
         low, high = range if range is not None else (-np.inf, np.inf)
         if not low < high:
             raise UsageError(f"range: the low end must lie below the high end, got ({low}, {high})")
-        scalar = np.float32
-        return cls(*(np.asarray(v, scalar) for v in (low, high, 0.0, 1.0)))
+        low_, high_, zero, scale = (np.asarray(v, np.float32) for v in (low, high, 0.0, 1.0))
+        return cls(low_, high_, zero, scale)
 
     @property
     def bounded(self) -> bool:

@@ -75,8 +75,7 @@ class PreprocessSpec:
                 object.__setattr__(self, name, (default,) * self.channels)
             if len(getattr(self, name)) != self.channels:
                 raise UsageError(
-                    f"{name}={getattr(self, name)} with image_mode={self.image_mode!r}: expected one number for each of "
-                    f"{self.channels} channels"
+                    f"{name}={getattr(self, name)}: expected {self.channels} numbers for image_mode={self.image_mode!r}"
                 )
         if self.do_flip_channel_order and self.image_mode == "L":
             raise UsageError("do_flip_channel_order with image_mode='L': grey has no channels to flip")
@@ -504,7 +503,7 @@ def _decode(path: Path, file: IO[bytes], spec: PreprocessSpec, max_pixels: int) 
 
 
 def _converted(image: Image.Image, format: str | None, mode: Mode) -> Image.Image:
-    """8-bit RGB or grey, whatever the image's own mode. Of 32-bit values only those of a PGM file have a known white, 65535."""
+    """8-bit RGB or grey, whatever the mode. Of 32-bit values only those of a PGM file have a known white, 65535."""
     if image.mode.startswith("I;16") or (image.mode == "I" and format == "PPM"):
         grey = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # `convert` clips at 255; 65535 = 255 * 257

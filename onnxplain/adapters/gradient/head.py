@@ -22,8 +22,10 @@ from onnxplain.errors import InvalidModel, UsageError
 ACTIVATIONS = {"Softmax": Head.SOFTMAX, "LogSoftmax": Head.SOFTMAX, "Sigmoid": Head.SIGMOID}
 MOVERS = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # What may stand between an activation and what only looks like logits: a mean of probabilities, 1 - p, a clip, ...
-NEAR = MOVERS | {"Add", "Clip", "Concat", "Div", "Log", "Max", "Mean", "Min", "Mul", "ReduceMean", "ReduceSum", "Slice"}
-NEAR |= {"Sub", "Sum", "Pow", "Exp", "Split", "Gather", "GlobalAveragePool", "AveragePool", "ReduceMax"}
+NEAR = MOVERS | {
+    "Add", "AveragePool", "Clip", "Concat", "Div", "Exp", "Gather", "GlobalAveragePool", "Log", "Max", "Mean", "Min",
+    "Mul", "Pow", "ReduceMax", "ReduceMean", "ReduceSum", "Slice", "Split", "Sub", "Sum",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +42,25 @@ class Tail:
         return self.cut[-1].op_type if self.cut else None
 
     @property
-    def log(self) -> bool:
-        """Whether the output is the logarithm of what the activation gives."""
-        return any(node.op_type == "Log" for node in self.cut)
+    def logarithm(self) -> bool:
+        """Whether the output is a logarithm of probabilities."""
+        return any(node.op_type in ("Log", "LogSoftmax") for node in self.cut)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logits:
-    """The logits that were found, their head, and what a user should know of how."""
+class Found:
+    """The logits of a classifier, behind which output, their head, and what a user should know of how."""
 
     tail: Tail
     head: Head
     notes: Sequence[str]
 
+    @property
+    def logits(self) -> ir.Value:
+        return self.tail.logits
 
-def find_logits(graph: ir.Graph, x: ir.Value, output: str | None = None, head: str | None = None) -> Logits:
+
+def find_logits(graph: ir.Graph, x: ir.Value, output: str | None = None, head: str | None = None) -> Found:
     """The logits behind the float outputs of a classifier of images x.
 
     `output` names the output to follow. Without it, all outputs that could hold logits have to lead to the same ones;
@@ -71,14 +77,14 @@ def find_logits(graph: ir.Graph, x: ir.Value, output: str | None = None, head: s
             raise UsageError(f"output {output!r}: the model has no float output of that name; it has {described}")
     if not candidates:
         raise InvalidModel(f"expected one float output (the logits), got {described}; next: give a classifier")
-    active = active_values(graph, [x], candidates)
+    active = active_values(list(graph), [x], candidates)
     candidates = [v for v in candidates if v in active]
     if not candidates:
         raise InvalidModel("the logits do not depend on the image through any derivative; next: name another output")
-    tails = [tail for tail in map(tail_of, candidates) if classes(tail.logits) is not None]
+    behind = list(map(tail_of, candidates))
+    tails = [tail for tail in behind if classes(tail.logits) is not None and keeps_batch(tail.logits, x)]
     if not tails:
-        (first, *_) = map(tail_of, candidates)
-        raise InvalidModel(f"expected logits of shape (N, K) with a fixed K, got {shown(first.logits)}")
+        raise InvalidModel(f"expected logits of shape (N, K) with a fixed K, got {shown(behind[0].logits)}")
     tail = choose(tails, described)
     passed_over = [shown(v) for v in graph.outputs if v is not tail.output]
     notes = [f"left out: output {text}" for text in passed_over]
@@ -91,7 +97,7 @@ def find_logits(graph: ir.Graph, x: ir.Value, output: str | None = None, head: s
             f"the logits {tail.logits.name} are computed from a {near.op_type} ({label(near)}), which is not cut off: "
             "the gradient goes through it, and vanishes where it is saturated"
         )
-    return Logits(tail=tail, head=head_of(tail, head), notes=notes)
+    return Found(tail=tail, head=head_of(tail, head), notes=notes)
 
 
 def choose(tails: Sequence[Tail], described: str) -> Tail:
@@ -119,8 +125,8 @@ def head_of(tail: Tail, given: str | None) -> Head:
         found = ACTIVATIONS[tail.activation] if tail.activation is not None else guess
         if found is Head.SOFTMAX and not several:
             raise InvalidModel(
-                f"{tail.activation} over one class is always 1; next: give a classifier, or head='sigmoid' if the logit "
-                "in front of it is meant"
+                f"{tail.activation} over one class is always 1; next: give a classifier, or head='sigmoid' if the "
+                "logit in front of it is meant"
             )
         return found
     if given not in list(Head):
@@ -162,6 +168,12 @@ def classes(logits: ir.Value) -> int | None:
     if not shape or not all(isinstance(d, int) for d in shape[1:]) or sum(d != 1 for d in shape[1:]) > 1:
         return None
     return math.prod(d for d in shape[1:] if isinstance(d, int)) or None
+
+
+def keeps_batch(logits: ir.Value, x: ir.Value) -> bool:
+    """Whether as many logits come out as images go in, as far as that is known."""
+    ours, theirs = (dims(logits) or (None,))[0], (dims(x) or (None,))[0]
+    return ours == theirs or not isinstance(ours, int)
 
 
 def activation_near(logits: ir.Value) -> ir.Node | None:

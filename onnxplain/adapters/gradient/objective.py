@@ -22,7 +22,7 @@ def value_and_cotangent(z: Expr, t: Expr, kind: Expr, head: Head) -> tuple[Expr,
     cases = softmax_cases(z, t) if head is Head.SOFTMAX else sigmoid_cases(z, t)
     terms, cotangent = t * z, t  # Kind.LOGIT
     column = kind.reshape((kind.shape[0], 1))
-    for code, (these, this) in (cases | {Kind.LOGIT_L2: ((z - t) * (z - t) * 0.5, z - t)}).items():
+    for code, (these, this) in ({**cases, Kind.LOGIT_L2: ((z - t) * (z - t) * 0.5, z - t)}).items():
         chosen = op("Equal", column, z.emit.constant(np.asarray(int(code), np.int64)))
         terms, cotangent = where(chosen, these, terms), where(chosen, this, cotangent)
     return terms.sum([1]), cotangent
