@@ -32,7 +32,7 @@ EPS32 = float(np.finfo(np.float32).eps)
 SAMPLES_CLASSIFIER = onnx.parser.parse_model(
     """<ir_version: 10, opset_import: ["" : 18]>
     classifier (double[N, 3, 4] x) => (double[N, 12] z)
-    { shape = Constant<value_ints = [-1, 12]>() z = Reshape(x, shape) }"""
+    { shape = Constant<value_ints = [-1, 12]>() h = Reshape(x, shape) n = Neg(h) c = Less(h, n) z = Where(c, h, n) }"""
 )
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.id)

@@ -10,14 +10,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxplain.adapters.gradient.expr import Array, Emit, Expr, UnsupportedCase
+from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
+from onnxplain.adapters.gradient.facts import Array
 
 
 @cache
 def has_body(op_type: str, opset: int) -> bool:
     """Whether ONNX says what the operator does in terms of others."""
     try:
-        schema = onnx.defs.get_schema(op_type, opset, "")
+        schema: Any = onnx.defs.get_schema(op_type, opset, "")  # onnx's own stubs lack half of what it has
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)
@@ -49,16 +50,19 @@ def emit_body(node: ir.Node, xs: list[Expr | None], emit: Emit) -> tuple[Expr | 
 
 def function_body(node: ir.Node, xs: list[Expr | None], opset: int) -> onnx.FunctionProto:
     """The newest body up to the opset; some depend on the node's attributes and on the types of its inputs."""
-    schema: Any = onnx.defs.get_schema(node.op_type, opset, "")  # onnx's own stubs lack half of what it has
+    schema: Any = onnx.defs.get_schema(node.op_type, opset, "")
+    function = onnx.FunctionProto()
     if versions := [v for v in schema.function_opset_versions if v <= opset]:
-        return onnx.FunctionProto.FromString(schema.get_function_with_opset_version(max(versions)))
+        function.ParseFromString(schema.get_function_with_opset_version(max(versions)))
+        return function
     types = [onnx.TypeProto() if x is None else ir.to_proto(x.value).type for x in xs]
     version = max(v for v in schema.context_dependent_function_opset_versions if v <= opset)
-    return onnx.FunctionProto.FromString(
+    function.ParseFromString(
         schema.get_context_dependent_function_with_opset_version(
             version, ir.to_proto(node).SerializeToString(), [kind.SerializeToString() for kind in types]
         )
     )
+    return function
 
 
 def attributes_of(node: ir.Node, opset: int) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient.batch import free_batch
-from onnxplain.adapters.gradient.differentiate import OnUnsupported, finish, gradients_of, make_way, named
+from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, finish, gradients_of, make_way, named
 from onnxplain.adapters.gradient.expr import Emit, Expr, op
 from onnxplain.adapters.gradient.head import classes, find_logits
-from onnxplain.adapters.gradient.image import enter, fix_size, image_input
+from onnxplain.adapters.gradient.image import as_float, fix_size, fold, image_input
 from onnxplain.adapters.gradient.objective import value_and_cotangent
 from onnxplain.adapters.gradient.prepare import ModelLike, blaming, files_of, prepare
 from onnxplain.adapters.gradient.sweep import single
@@ -80,7 +80,7 @@ def gradient_model(
     ours.metadata_props[GRADIENT_MODEL_KEY] = "1"
     ours.metadata_props["onnxplain.objectives"] = json.dumps(OBJECTIVES)
     with blaming(model):
-        return finish(ours)
+        return as_message(finish(ours))
 
 
 def logits_model(
@@ -99,7 +99,7 @@ def logits_model(
     ours, _, z, _ = classifier(model, preprocess, output, head, input_shape)
     ours.graph.outputs[:] = [named(z, "logits")]
     with blaming(model):
-        return finish(ours)
+        return as_message(finish(ours))
 
 
 def forward_model(gradient: onnx.ModelProto) -> onnx.ModelProto:
@@ -125,20 +125,24 @@ def classifier(
     """
     ours = prepare(model)
     x = image_input(ours.graph, taken=(TARGET, OBJECTIVE, *OUTPUTS))
+    notes = as_float(ours, x)
     axis = fix_size(ours, x, preprocess, input_shape)
     found = find_logits(ours.graph, x, output, head)
     ours.graph.outputs[:] = [found.logits]
     passes.RemoveUnusedNodesPass()(ours)
-    notes = [*found.notes, *freed(ours, x, found.logits)]
+    notes += [*found.notes, *freed(ours, x, found.logits)]
     emit = Emit(ours.graph)
-    notes += enter(Expr(emit, x), preprocess, axis, ours)
+    if preprocess is not None:
+        assert axis is not None
+        fold(preprocess, Expr(emit, x), axis)
+        passes.TopologicalSortPass()(ours)
     z = rows(Expr(emit, found.logits), x)
     for key in (PREPROCESS_KEY, LAYOUT_KEY):
         ours.metadata_props.pop(key, None)  # what is not folded in does not hold
     ours.metadata_props.update(
         {
             "onnxplain.version": version("onnxplain"),
-            "onnxplain.source_sha256": source_sha256(model),
+            "onnxplain.source_sha256": source_sha256(model, ours),
             "onnxplain.space": "model" if preprocess is None else "pixel",
             HEAD_KEY: str(found.head),
             NOTES_KEY: json.dumps(notes),
@@ -181,11 +185,14 @@ def rows(z: Expr, x: ir.Value) -> Expr:
     return z
 
 
-def source_sha256(model: ModelLike) -> str:
-    """The SHA-256 of the model's file (with those of its weights), or of a model in memory as it would be written."""
+def source_sha256(model: ModelLike, ours: ir.Model | None = None) -> str:
+    """The SHA-256 of the model's file (with those of its weights), or of a model in memory as it would be written.
+
+    `ours` is what was read from it, if it was.
+    """
     if isinstance(model, str | os.PathLike):
         digest = hashlib.sha256()
-        for path in files_of(model):
+        for path in files_of(model, ours):
             with open(path, "rb") as file:
                 while chunk := file.read(2**20):
                     digest.update(chunk)

@@ -14,11 +14,12 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr
-from onnxplain.adapters.gradient.prepare import ModelLike, blaming, prepare
+from onnxplain.adapters.gradient.prepare import ModelLike, blaming, check, prepare
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.adapters.gradient.sweep import FLOATS, active_values, ends, find, gaps, kind, pull_back, reads, single
 from onnxplain.errors import Gap, InvalidModel, NotDifferentiable, PartialGradientWarning, UsageError
 
+MESSAGE = 2**31 - 2**24  # bytes of weights in one message: protobuf has 2 GiB, and the graph needs some of it
 OnUnsupported: TypeAlias = Literal["error", "stop-gradient"]
 
 STOPPED_KEY = "onnxplain.stopped"  # in the metadata of a partial gradient: the gaps at which it stops
@@ -67,7 +68,7 @@ def differentiate(
         gradient = gradients[x] if x in gradients else Expr(emit, x).zeros()
         graph.outputs.append(named(gradient.cast(x.dtype or ir.DataType.FLOAT), f"grad_{x.name}"))
     with blaming(model):
-        return finish(ours)
+        return as_message(finish(ours))
 
 
 def gradients_of(
@@ -131,13 +132,26 @@ def make_way(graph: ir.Graph, name: str) -> None:
             value.name = f"{PREFIX}forward_{name}"
 
 
-def finish(model: ir.Model) -> onnx.ModelProto:
+def finish(model: ir.Model) -> ir.Model:
     """Drop what is not used and check the rest, strictly."""
     passes.RemoveUnusedNodesPass()(model)
     model.ir_version = max(model.ir_version, 8)
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
+    check(model)
+    return model
+
+
+def as_message(model: ir.Model) -> onnx.ModelProto:
+    """The model with its weights inside, which a message has room for up to 2 GB."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if size > MESSAGE:
+        raise UsageError(
+            f"the result has {size / 2**30:.1f} GiB of weights, more than the 2 GiB that fit into one message; "
+            "next: write it to files (write_gradient_model, or onnxplain export)"
+        )
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    return ir.to_proto(model)
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[Any]
-Dim: TypeAlias = int | str | None
+from onnxplain.adapters.gradient.facts import SMALL, Array, Dim, Facts
+
 Operand: TypeAlias = "Expr | Array | Sequence[int] | float | None"
 
+FACTS = "onnxplain.facts"  # of a graph, in its `meta`
 PREFIX = "onnxplain/"  # of every name that we make; forward names are kept
-SMALL = 1024  # constants up to this many elements are shared; larger ones are weights, and never are
 
 
 class UnsupportedCase(Exception):
@@ -34,6 +34,7 @@ class Emit:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.opset = graph.opset_imports[""]
+        self.facts: Facts = graph.meta.setdefault(FACTS, Facts(self.opset))
         self._constants: dict[tuple[Any, ...], Expr] = {}
         self._count = 0
         self._recordings: list[list[ir.Node]] = []
@@ -61,13 +62,18 @@ class Emit:
     def constant(self, array: Array) -> Expr:
         """A constant as an initializer; small ones are shared by value.
 
-        Weights are never shared: a runtime that packs them once for two uses gives wrong results (OpenVINO does).
+        Weights are never shared: a runtime that packs them once for two uses gives wrong results (OpenVINO does). An
+        array may be a view of weights that lie in a file: it is put in order when the model is written.
         """
         key = (array.dtype, array.shape, array.tobytes()) if array.size <= SMALL else None
         if key is not None and key in self._constants:
             return self._constants[key]
         name = self.name("constant")
-        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+        if array.size <= SMALL:
+            tensor: ir.TensorProtocol = ir.tensor(np.asarray(array, order="C"), name=name)
+        else:
+            make = partial(in_order, array, name)
+            tensor = ir.LazyTensor(make, ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape), name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         expr = Expr(self, value)
@@ -78,6 +84,7 @@ class Emit:
     def node(
         self, op_type: str, inputs: Sequence[Expr | None], attributes: Mapping[str, Any], outputs: int
     ) -> list[Expr]:
+        """The outputs of a new node; those of a node whose value is known now become constants instead."""
         names = [self.name(op_type) for _ in range(outputs)]
         node = ir.node(
             op_type,
@@ -86,36 +93,22 @@ class Emit:
             outputs=[ir.Value(name=name) for name in names],
             name=names[0],
         )
+        try:
+            self.facts.infer(node)
+        except onnx.shape_inference.InferenceError as error:
+            shapes = " and ".join(str(list(x.shape)) for x in inputs if x is not None)
+            raise UnsupportedCase(f"{op_type} of {shapes}: {' '.join(str(error).split())}") from error
+        known = [self.facts.data(value) for value in node.outputs]
+        if all(data is not None for data in known):
+            return [self.constant(data) for data in known if data is not None]
         self.graph.append(node)
         for nodes in self._recordings:
             nodes.append(node)
-        infer(node, self.opset)
         return [Expr(self, value) for value in node.outputs]
 
 
-def infer(node: ir.Node, opset: int) -> None:
-    """Type the outputs of one node by ONNX's own inference."""
-    proto = ir.to_proto(node)
-    types: dict[str, onnx.TypeProto] = {}
-    data: dict[str, onnx.TensorProto] = {}
-    for value in node.inputs:
-        if value is None:
-            continue
-        assert value.name is not None
-        types[value.name] = ir.to_proto(value).type
-        if value.const_value is not None and value.const_value.size <= SMALL:
-            data[value.name] = onnx.numpy_helper.from_array(value.const_value.numpy(), value.name)
-    schema = onnx.defs.get_schema(node.op_type, opset, "")
-    inferred = onnx.shape_inference.infer_node_outputs(
-        schema, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
-    )
-    for value in node.outputs:
-        assert value.name is not None
-        kind = inferred[value.name].tensor_type
-        value.type = ir.TensorType(ir.DataType(kind.elem_type))
-        value.shape = ir.Shape(
-            [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
-        )
+def in_order(array: Array, name: str) -> ir.TensorProtocol:
+    return ir.tensor(np.ascontiguousarray(array), name=name)
 
 
 class Expr:
@@ -145,8 +138,10 @@ class Expr:
     @property
     def constant(self) -> Array | None:
         """The value, if it is known now."""
-        tensor = self.value.const_value
-        return None if tensor is None else tensor.numpy()
+        if self.value.const_value is not None:
+            return self.value.const_value.numpy()
+        data = self.emit.facts.data(self.value)
+        return data if data is not None else self.emit.facts.compute(self.value)
 
     def size(self, axis: int) -> int:
         """A dimension that must be known now."""

@@ -9,8 +9,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient.batch import BATCH, set_input_shape
-from onnxplain.adapters.gradient.expr import Expr, op
+from onnxplain.adapters.gradient.expr import Emit, Expr, op
 from onnxplain.adapters.gradient.head import shown
+from onnxplain.adapters.gradient.prepare import infer_shapes
 from onnxplain.adapters.gradient.sweep import HALVES
 from onnxplain.errors import InvalidModel, UsageError
 from onnxplain.models.preprocess import PreprocessSpec
@@ -99,32 +100,33 @@ def agrees(dims: Sequence[int | None], sizes: Sequence[int]) -> bool:
     return len(dims) == len(sizes) and all(d in (None, e) for d, e in zip(dims, sizes, strict=True))
 
 
-def enter(x: Expr, preprocess: PreprocessSpec | None, axis: int | None, model: ir.Model) -> list[str]:
-    """Put what lies between pixels and the classifier behind its input, which becomes float32 or float64.
+def as_float(model: ir.Model, x: ir.Value) -> list[str]:
+    """Make the image float32 if it is of integers or of half precision, and say so.
 
-    An image of integers becomes one of floats in the same units: its readers are casts. Returns what is to be said.
+    Whoever reads integers casts them to floats, so that floats in the same units do as well.
     """
-    readers = list(x.value.uses())
-    theirs = x.value.dtype
-    assert theirs is not None
-    notes = []
-    if not theirs.is_floating_point() or theirs in HALVES:
-        notes.append(f"the input {x.value.name} is float32; the classifier's is {str(theirs).lower()}")
-        x.value.type = ir.TensorType(ir.DataType.FLOAT)
-    inside = x
-    if preprocess is not None:
-        assert axis is not None
-        space = preprocess.space(channel_axis=axis if axis < 0 else 0)
-        zero, scale = (x.emit.constant(np.asarray(part, x.dtype)) for part in (space.zero, space.scale))
-        inside = (x - zero) / scale
-        if preprocess.do_flip_channel_order:
-            at = axis % 4
-            red, green, blue = (inside.slice(at, c, c + 1) for c in range(3))
-            inside = op("Concat", blue, green, red, axis=at)
+    theirs = x.dtype
+    if theirs is None or theirs in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+        return []
+    readers = list(x.uses())
+    x.type = ir.TensorType(ir.DataType.FLOAT)
     if theirs in HALVES:
-        inside = op("Cast", inside, to=int(theirs))
-    if inside is not x:
+        half = op("Cast", Expr(Emit(model.graph), x), to=int(theirs)).value
         for node, index in readers:
-            node.replace_input_with(index, inside.value)
+            node.replace_input_with(index, half)
         passes.TopologicalSortPass()(model)
-    return notes
+    infer_shapes(model)
+    return [f"the input {x.name} is float32; the classifier's is {str(theirs).lower()}"]
+
+
+def fold(preprocess: PreprocessSpec, x: Expr, axis: int) -> None:
+    """Put the normalisation between the input, which becomes RGB or grey in [0,1], and all that reads it."""
+    space = preprocess.space(channel_axis=axis if axis < 0 else 0)
+    readers = list(x.value.uses())
+    zero, scale = (x.emit.constant(np.asarray(part, x.dtype)) for part in (space.zero, space.scale))
+    inside = (x - zero) / scale
+    if preprocess.do_flip_channel_order:
+        red, green, blue = (inside.slice(axis % 4, c, c + 1) for c in range(3))
+        inside = op("Concat", blue, green, red, axis=axis % 4)
+    for node, index in readers:
+        node.replace_input_with(index, inside.value)

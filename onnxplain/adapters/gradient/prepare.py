@@ -8,21 +8,26 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeAlias
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from onnxplain.adapters.gradient.expr import FACTS, PREFIX
+from onnxplain.adapters.gradient.facts import SMALL, Array, Facts
 from onnxplain.errors import InvalidModel, NotDifferentiable
 
 ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
 
+FILES = "onnxplain.files"  # of a model, in its `meta`: where it was read from
+SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 OPSET = 18  # older models are raised to it: the last opset at which CUDA has a kernel for all that the rules emit
 
 
 def read(model: ModelLike) -> ir.Model:
     """A copy of the model that is ours to change."""
     if isinstance(model, ir.Model):
-        return model.clone()  # which still knows in which folder its weights lie
+        return load_small(model.clone())  # which still knows in which folder its weights lie
     if isinstance(model, onnx.ModelProto):
         ours = onnx.ModelProto()
         ours.CopyFrom(model)  # onnx-ir works on the tensors that it is given
@@ -31,7 +36,8 @@ def read(model: ModelLike) -> ir.Model:
         except Exception as error:
             raise InvalidModel(f"the model cannot be read: {one_line(error)}; next: run onnx.checker on it") from error
         refuse_escapes(read_proto, Path(), "the model")
-        return read_proto
+        refuse_missing(read_proto)
+        return load_small(read_proto)
     path = Path(model)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -43,7 +49,9 @@ def read(model: ModelLike) -> ir.Model:
     if not len(loaded.graph.outputs) or not len(loaded.graph.inputs):
         raise InvalidModel(f"{path}: not an ONNX model with inputs and outputs; next: export it again")
     refuse_escapes(loaded, path.parent, str(path))
-    return load_weights(loaded, f"{path}: ")
+    refuse_missing(loaded, f"{path}: ")
+    loaded.meta[FILES] = [path, *sorted({Path(tensor.path) for tensor in external_tensors(loaded)})]
+    return load_small(loaded)
 
 
 def refuse_escapes(model: ir.Model, folder: Path, name: str) -> None:
@@ -59,10 +67,10 @@ def refuse_escapes(model: ir.Model, folder: Path, name: str) -> None:
             )
 
 
-def files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """The model's file and those that its weights lie in."""
-    weights = {str(tensor.location) for tensor in external_tensors(ir.load(path))}
-    return [Path(path), *(Path(path).parent / name for name in sorted(weights))]
+def files_of(path: str | os.PathLike[str], model: ir.Model | None = None) -> list[Path]:
+    """The model's file and those that its weights lie in; `model` is what was read from there, if it was."""
+    files: list[Path] = (model or read(path)).meta[FILES]
+    return files
 
 
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
@@ -72,14 +80,67 @@ def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     return [tensor for tensor in (*weights, *own) if isinstance(tensor, ir.ExternalTensor)]
 
 
-def load_weights(model: ir.Model, where: str = "") -> ir.Model:
-    """Bring external data into memory: what is made of the model has no folder any more."""
+def refuse_missing(model: ir.Model, where: str = "") -> None:
+    """Raise if external data is not there, or shorter than the tensors say. Nothing is read."""
+    for tensor in external_tensors(model):
+        path, end = Path(tensor.path), (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+        size = path.stat().st_size if path.is_file() else None
+        if size is None or size < end or tensor.nbytes > (tensor.length or tensor.nbytes):
+            what = "does not exist" if size is None else f"has {size} bytes, and tensor {tensor.name} asks for more"
+            raise InvalidModel(
+                f"{where}the external data {tensor.location!r} {what}; next: copy it beside the model, whole"
+            )
+
+
+def load_small(model: ir.Model) -> ir.Model:
+    """Bring what is no weight into memory: shapes, axes and scales are looked at."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.size <= SMALL:
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    return model
+
+
+def weights_of(model: ir.Model) -> list[ir.Value]:
+    """The initializers that are not small."""
+    return [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.size > SMALL]
+
+
+@contextmanager
+def without_weights(model: ir.Model) -> Iterator[onnx.ModelProto]:
+    """The model as a message in which weights are inputs: what ONNX says of it needs their shapes only."""
+    weights, count = weights_of(model), len(model.graph.inputs)
+    for value in weights:
+        assert value.const_value is not None
+        value.shape = ir.Shape(value.const_value.shape.numpy())
+        value.type = ir.TensorType(value.const_value.dtype)
+        del model.graph.initializers[str(value.name)]
+    model.graph.inputs.extend(weights)
     try:
-        return ir.external_data.load_to_model(model)
-    except Exception as error:  # a missing or short file, or a place that onnx-ir refuses to read
-        raise InvalidModel(
-            f"{where}the external data cannot be read ({one_line(error)}); next: copy it beside the model"
-        ) from error
+        yield ir.to_proto(model)
+    finally:
+        del model.graph.inputs[count:]
+        for value in weights:
+            model.graph.register_initializer(value)
+
+
+def raised(model: ir.Model) -> ir.Model:
+    """The model at opset 18, by ONNX's own converter, which need not see the weights."""
+    tensors = {str(value.name): value.const_value for value in weights_of(model)}
+    with without_weights(model) as proto:
+        ours = ir.from_proto(onnx.version_converter.convert_version(proto, OPSET))
+    for value in [value for value in ours.graph.inputs if value.name in tensors]:
+        ours.graph.inputs.remove(value)
+        value.const_value = tensors[str(value.name)]
+        ours.graph.register_initializer(value)
+    ours.metadata_props.update(model.metadata_props)
+    ours.meta.update(model.meta)
+    return ours
+
+
+def check(model: ir.Model) -> None:
+    """Raise what ONNX's checker says of a model, in its strict mode."""
+    with without_weights(model) as proto:
+        onnx.checker.check_model(proto, full_check=True)
 
 
 @contextmanager
@@ -89,7 +150,7 @@ def blaming(model: ModelLike) -> Iterator[None]:
         yield
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, NotDifferentiable):
         try:
-            onnx.checker.check_model(ir.to_proto(read(model)), full_check=True)
+            check(read(model))
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise InvalidModel(
                 f"the model is not valid ONNX: {one_line(error)}; next: run onnx.checker on it"
@@ -101,7 +162,7 @@ def prepare(model: ModelLike) -> ir.Model:
     """Read a model and normalise it: see the module's first line. Raises `InvalidModel`."""
     ours = read(model)
     try:
-        ours = load_weights(normalise(ours))
+        ours = normalise(ours)
     except InvalidModel:
         raise
     except Exception as error:
@@ -115,8 +176,7 @@ def normalise(model: ir.Model) -> ir.Model:
     passes.InlinePass()(model)
     version = model.graph.opset_imports.get("", 1)
     if version < OPSET:
-        proto = onnx.version_converter.convert_version(ir.to_proto(model), OPSET)
-        model = ir.from_proto(proto)
+        model = raised(model)
     elif version > onnx.defs.onnx_opset_version():
         raise InvalidModel(
             f"the model has opset {version}, newer than the installed onnx knows ({onnx.defs.onnx_opset_version()}); "
@@ -150,8 +210,92 @@ def name_dimensions(model: ir.Model) -> None:
 
 
 def infer_shapes(model: ir.Model) -> ir.Model:
-    passes.ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True)(model)
+    """Find out types and shapes, and compute the shape arithmetic that does not depend on the input's content."""
+    declare(model)
+    graph = model.graph
+    facts = graph.meta[FACTS] = Facts(graph.opset_imports[""])
+    for node in graph:
+        if node.domain or any(attribute.type in SUBGRAPHS for attribute in node.attributes.values()):
+            continue  # what is declared of its outputs has to do
+        try:
+            facts.infer(node)
+        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+            continue
+        fold(node, facts)
+    passes.RemoveUnusedNodesPass()(model)
     return model
+
+
+def declare(model: ir.Model) -> None:
+    """Write down what ONNX's inference for whole models finds, for nodes whose types cannot be found out one by one."""
+    with without_weights(model) as proto:
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=False, data_prop=True)
+    known = {value.name: value for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    for node in model.graph:
+        for y in node.outputs:
+            if y.name in known and known[y.name].type.HasField("tensor_type"):
+                found = ir.serde.deserialize_value_info_proto(known[y.name], None)
+                y.shape, y.type = found.shape, found.type
+
+
+def fold(node: ir.Node, facts: Facts) -> None:
+    """Make constants of the whole numbers that a node computes, or takes, where they are the same for any batch."""
+    assert isinstance(node.graph, ir.Graph)
+    known = [facts.data(y) for y in node.outputs]
+    if all(data is not None and data.dtype.kind in "iub" for data in known):
+        for y, data in zip(node.outputs, known, strict=True):
+            if not y.is_graph_output():
+                y.replace_all_uses_with(constant(node.graph, str(y.name), np.asarray(data)))
+        return
+    if node.op_type in PLACES:
+        for i in PLACES[node.op_type]:
+            x = node.inputs[i] if i < len(node.inputs) else None
+            if x is not None and x.const_value is None:
+                fixed = whatever_the_batch(node, i, facts)
+                if fixed is not None:
+                    node.replace_input_with(i, constant(node.graph, f"{PREFIX}{node.outputs[0].name}_{i}", fixed))
+
+
+PLACES = {"Reshape": (1,), "Expand": (1,), "Slice": (1, 2)}  # inputs that tell sizes, by index
+
+
+def whatever_the_batch(node: ir.Node, index: int, facts: Facts) -> Array | None:
+    """Sizes that follow from a free dimension, as constants that mean the same for each size of it; None if none do."""
+    x, given = node.inputs[0], node.inputs[index]
+    assert x is not None
+    assert given is not None
+    (before, after), (there, then) = facts.of(x), facts.of(node.outputs[0])
+    a, b = (trial.data for trial in facts.of(given))
+    shapes = [trial.shape for trial in (before, after, there, then)]
+    if a is None or b is None or any(shape is None or None in shape for shape in shapes):
+        return None
+    old, new = (list(zip(*pair, strict=True)) for pair in (shapes[:2], shapes[2:]))
+    if node.op_type == "Reshape":
+        free = [i for i, (p, q) in enumerate(new) if p != q]
+        return np.asarray([-1 if i in free else p for i, (p, _) in enumerate(new)], np.int64) if len(free) < 2 else None
+    if node.op_type == "Expand":  # it broadcasts both ways: 1 leaves a dimension as it is
+        old = [(1, 1)] * (len(new) - len(old)) + old
+        sizes = [1 if was == now else now[0] if now[0] == now[1] else None for was, now in zip(old, new, strict=True)]
+        return None if None in sizes else np.asarray(sizes, np.int64)
+    axes = facts.data(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else np.arange(len(a))
+    if axes is None:
+        return None
+    ends = []
+    for p, q, axis in zip(a.tolist(), b.tolist(), axes.tolist(), strict=True):
+        if p != q and old[axis] != (p, q):
+            return None
+        ends.append(p if p == q else np.iinfo(np.int64).max)
+    return np.asarray(ends, np.int64)
+
+
+def constant(graph: ir.Graph, name: str, data: Array) -> ir.Value:
+    """A new initializer."""
+    while name in graph.initializers:
+        name += "_"
+    tensor = ir.tensor(np.asarray(data, order="C"), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def one_line(error: BaseException) -> str:
