@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from onnxplain.adapters.gradient.expr import Array, Emit, Expr, op
+from onnxplain.adapters.gradient.expr import Emit, Expr, op
+from onnxplain.adapters.gradient.facts import Array
 from onnxplain.adapters.gradient.prepare import infer_shapes
 from onnxplain.adapters.gradient.sweep import kind, label, reads, subgraphs
 

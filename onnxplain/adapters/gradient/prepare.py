@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from onnxplain.adapters.gradient import zipmap
 from onnxplain.adapters.gradient.expr import FACTS, PREFIX
 from onnxplain.adapters.gradient.facts import SMALL, Array, Facts
 from onnxplain.errors import InvalidModel, NotDifferentiable
@@ -32,7 +33,7 @@ def read(model: ModelLike) -> ir.Model:
         ours = onnx.ModelProto()
         ours.CopyFrom(model)  # onnx-ir works on the tensors that it is given
         try:
-            read_proto = ir.from_proto(ours)
+            read_proto = zipmap.load(ours)
         except Exception as error:
             raise InvalidModel(f"the model cannot be read: {one_line(error)}; next: run onnx.checker on it") from error
         refuse_escapes(read_proto, Path(), "the model")
@@ -43,7 +44,7 @@ def read(model: ModelLike) -> ir.Model:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InvalidModel(f"{path}: the model {what}; next: give the path of an .onnx file")
     try:
-        loaded = ir.load(path)
+        loaded = zipmap.load(path)
     except Exception as error:  # protobuf, onnx-ir and the operating system each have their own
         raise InvalidModel(f"{path}: not a readable ONNX model ({one_line(error)}); next: export it again") from error
     if not len(loaded.graph.outputs) or not len(loaded.graph.inputs):
