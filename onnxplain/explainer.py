@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY
 from onnxplain.adapters.gradient.prepare import ModelLike
-from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, properties
+from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, notes_of, properties
 from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.protocol import Closing
@@ -78,8 +78,9 @@ class Explainer(Closing):
     """A gradient model on a device. Made by `open`.
 
     `space` says how its input relates to pixels, `preprocess` how photos become inputs (None if the model does not
-    say), `head` what makes probabilities of its logits, `labels` names the classes (None if unknown), `usage` counts
-    what has been spent. Threads may share it: they take turns.
+    say), `head` what makes probabilities of its logits, `labels` names the classes (None if unknown), `notes` tells what
+    was cut off or passed over of the classifier, `usage` counts what has been spent. Threads may share it: they take
+    turns.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Explainer(Closing):
             else replace(Space.model(range), channel_axis=axis)
         )
         self.labels = labels_for(self.metadata)
+        self.notes = notes_of(self.metadata)
         self.usage = Usage()
         self.batch_size = batch_size
         self.threads = threads

@@ -68,6 +68,8 @@ def command(
         terminal().say(f"skipped {path}: not an image")
     results = list(plan_results(photos, ids, output, overwrite=overwrite).values())
     with open(model, **opening) as explainer:
+        for note in explainer.notes:
+            terminal().say(note, 1)
 
         def start(observe: Observe) -> Iterator[Outcome[Explanation]]:
             outcomes = explain_photos(explainer, photos, methods, target, seed, observe=observe)

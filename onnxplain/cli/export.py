@@ -20,6 +20,8 @@ from onnxplain.cli.terminal import result, terminal
 )
 @options.preprocess
 @options.output_name
+@options.head
+@options.input_shape
 @click.option(
     "--verify/--no-verify",
     default=True,
@@ -34,6 +36,8 @@ def command(
     classifier: Path | None,
     preprocess: str | None,
     output_name: str | None,
+    head: str | None,
+    input_shape: tuple[int, ...] | None,
     verify: bool,
     overwrite: bool,
     form: str,
@@ -54,6 +58,8 @@ def command(
         output,
         preprocess=options.preprocess_of(preprocess),
         output=output_name,
+        head=head,
+        input_shape=input_shape,
         classifier=classifier,
         overwrite=overwrite,
         verify=verify,
@@ -61,6 +67,8 @@ def command(
     if form == "json":
         result(as_json(asdict(done)))
         return
+    for note in done.notes:
+        terminal().say(note)
     for file in done.files:
         result(f"{file.path}  {file.bytes:,} bytes, {file.nodes} nodes, SHA-256 {file.sha256}")
     if done.difference is None:

@@ -75,6 +75,8 @@ def command(
             )
         refuse_existing([output], overwrite=overwrite)
     with open(model, **opening, gradient=False) as explainer:
+        for note in explainer.notes:
+            terminal().say(note, 1)
 
         def start(observe: Observe) -> Iterator[Outcome[Scored]]:
             outcomes = score_heatmaps(explainer, heatmaps, metrics, photos=images, key=key, observe=observe)

@@ -130,6 +130,7 @@ def classifier(
     found = find_logits(ours.graph, x, output, head)
     ours.graph.outputs[:] = [found.logits]
     passes.RemoveUnusedNodesPass()(ours)
+    passes.RemoveUnusedOpsetsPass()(ours)
     notes += [*found.notes, *freed(ours, x, found.logits)]
     emit = Emit(ours.graph)
     if preprocess is not None:

@@ -1,4 +1,4 @@
-"""Classifiers of scikit-learn give probabilities as a dictionary for each image: the tensors are taken in their place."""
+"""Classifiers of scikit-learn give a dictionary of probabilities for each image: the tensor is taken in its place."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class OnnxRuntimeExecutor(Closing):
 
 
 def specs(values: Any) -> dict[str, TensorSpec]:
-    """Tensor specs of a session's inputs or outputs; what NumPy has no type for (a sequence, a map, bfloat16) is an object."""
+    """Tensor specs of a session's inputs or outputs; what NumPy has no type for (a map, bfloat16) is an object."""
 
     def dtype(kind: str) -> np.dtype[Any]:
         name = kind.removeprefix("tensor(").removesuffix(")")
