@@ -26,7 +26,9 @@ from onnxplain.adapters.gradient.classifier import (
     logits_model,
     source_sha256,
 )
+from onnxplain.adapters.gradient.differentiate import as_message
 from onnxplain.adapters.gradient.head import ACTIVATIONS, find_logits
+from onnxplain.adapters.gradient.portability import TABLES, Note, Runtime, notes
 from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
 from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
@@ -82,7 +84,7 @@ def halves(
             )
         if given is not None:
             find(path, given=given, metadata=ours.metadata_props)  # which says so if they differ
-        own = ir.to_proto(ours)
+        own = as_message(ours)
         return Halves(forward_model(own), own if gradient else None)
     if given is not None or preprocess == AUTO:
         spec: PreprocessSpec | None = find(path, given=given, metadata=ours.metadata_props)[0]
@@ -182,6 +184,7 @@ class Inspection:
     head: str | None  # softmax or sigmoid
     layout: str | None  # NCHW or NHWC
     notes: list[str]  # what is cut off or passed over, and what becomes of the input, in the gradient model
+    runtimes: dict[Runtime, list[Note]]  # what each would not run, in either half; empty if neither could be made
     problems: list[str]
 
 
@@ -216,17 +219,20 @@ def inspect(
             where = str(error)
         except OnnxplainError as error:
             problems.append(str(error))
+    made: ir.Model | None = None
     if is_gradient:
         problems += filter(None, [gradient_model_problem(ours)])
+        made = ours
     else:
         how: dict[str, Any] = {"preprocess": spec, "output": output, "head": head, "input_shape": input_shape}
         try:
-            meta = properties(gradient_model(path, **how))
+            made = ir.from_proto(gradient_model(path, **how))
         except NotDifferentiable as error:
             gaps = list(error.gaps)
-            meta = properties(logits_model(path, **how))
+            made = ir.from_proto(logits_model(path, **how))
         except OnnxplainError as error:
             problems.append(str(error))
+    found = {} if made is None else made.metadata_props
     return Inspection(
         model=str(path),
         sha256=source_sha256(path),
@@ -242,9 +248,10 @@ def inspect(
         preprocess=spec.to_dict() if spec is not None else None,
         preprocess_from=where,
         gradient_model=gradient_facts(meta) if is_gradient else None,
-        head=meta.get(HEAD_KEY),
-        layout=meta.get(LAYOUT_KEY),
-        notes=notes_of(meta),
+        head=found.get(HEAD_KEY),
+        layout=found.get(LAYOUT_KEY),
+        notes=notes_of(found),
+        runtimes={} if made is None else {runtime: notes(made, runtime, "logits") for runtime in TABLES},
         problems=problems,
     )
 
@@ -344,7 +351,7 @@ def plain_classifier(source: str | os.PathLike[str], gradient: onnx.ModelProto) 
     ours = read(source)
     ours.metadata_props.pop(PREPROCESS_KEY, None)
     ours.metadata_props.update({k: v for k, v in properties(gradient).items() if k == PREPROCESS_KEY})
-    return ir.to_proto(ours)
+    return as_message(ours)
 
 
 TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}  # times the largest logit, or 1

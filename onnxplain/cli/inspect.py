@@ -12,6 +12,7 @@ from onnxplain.cli.tables import as_json
 from onnxplain.cli.terminal import result
 
 if TYPE_CHECKING:
+    from onnxplain.adapters.gradient.portability import Note
     from onnxplain.adapters.onnx_file import Inspection, Tensor
 
 
@@ -28,7 +29,8 @@ def command(
 ) -> None:  # fmt: skip
     """Show what is in a model, its preprocessing, and whether it can be explained.
 
-    Operators without a gradient rule are listed, and are no error here.
+    Operators without a gradient rule are listed, and are no error here. So are those that ONNX Runtime would leave to
+    the CPU on CUDA and those that TensorRT would refuse, in the classifier (forward) and in its gradient (backward).
 
     \b
     Example:
@@ -69,11 +71,19 @@ def text(found: Inspection) -> str:
     if found.layout is not None:
         lines.append(("layout", found.layout))
     lines += [("note", note) for note in found.notes]
+    for runtime, left in found.runtimes.items():
+        lines += [(f"{runtime} {note.half}", remark(note)) for note in left]
+        if not left:
+            lines.append((runtime, "runs every node"))
     lines.append(("preprocessing", found.preprocess_from or "-"))
     lines += [(f"  {key}", str(value)) for key, value in (found.preprocess or {}).items()]
     lines += [("problem", problem) for problem in found.problems]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def remark(note: Note) -> str:
+    return f"not {note.op} x{note.count} (first: {note.first}): {note.why}"
 
 
 def shown(value: Tensor) -> str:

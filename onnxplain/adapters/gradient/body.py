@@ -45,7 +45,7 @@ def emit_body(node: ir.Node, xs: list[Expr | None], emit: Emit) -> tuple[Expr | 
         else:
             outputs = emit.node(inner.op_type, inputs, attributes, len(inner.output))
             values |= dict(zip(inner.output, outputs, strict=True))
-    return tuple(values[name] for name in function.output)[: len(node.outputs)]
+    return tuple(values[name] for name in function.output[: len(node.outputs)])
 
 
 def function_body(node: ir.Node, xs: list[Expr | None], opset: int) -> onnx.FunctionProto:

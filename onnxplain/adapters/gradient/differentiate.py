@@ -140,9 +140,13 @@ def finish(model: ir.Model) -> ir.Model:
     return model
 
 
+def weight_bytes(model: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
 def as_message(model: ir.Model) -> onnx.ModelProto:
     """The model with its weights inside, which a message has room for up to 2 GB."""
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    size = weight_bytes(model)
     if size > MESSAGE:
         raise UsageError(
             f"the result has {size / 2**30:.1f} GiB of weights, more than the 2 GiB that fit into one message; "

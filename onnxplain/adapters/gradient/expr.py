@@ -36,6 +36,7 @@ class Emit:
         self.opset = graph.opset_imports[""]
         self.facts: Facts = graph.meta.setdefault(FACTS, Facts(self.opset))
         self._constants: dict[tuple[Any, ...], Expr] = {}
+        self.transposed: dict[ir.Value, Expr] = {}  # of constants; a recurrent network has one in every step
         self._count = 0
         self._recordings: list[list[ir.Node]] = []
         self._taken = {value.name for node in graph for value in node.outputs} | {node.name for node in graph}
@@ -99,7 +100,7 @@ class Emit:
             shapes = " and ".join(str(list(x.shape)) for x in inputs if x is not None)
             raise UnsupportedCase(f"{op_type} of {shapes}: {' '.join(str(error).split())}") from error
         known = [self.facts.data(value) for value in node.outputs]
-        if all(data is not None for data in known):
+        if all(data is not None and data.size <= SMALL for data in known):
             return [self.constant(data) for data in known if data is not None]
         self.graph.append(node)
         for nodes in self._recordings:
@@ -191,7 +192,10 @@ class Expr:
     def mT(self) -> Expr:
         """The last two axes swapped; of a constant, a new constant in the opposite memory order."""
         if self.constant is not None:
-            return self.emit.constant(np.swapaxes(self.constant, -1, -2))
+            known = self.emit.transposed
+            if self.value not in known:
+                known[self.value] = self.emit.constant(np.swapaxes(self.constant, -1, -2))
+            return known[self.value]
         return self.transpose((*range(self.rank - 2), self.rank - 1, self.rank - 2))
 
     def cast(self, dtype: ir.DataType) -> Expr:

@@ -23,6 +23,7 @@ Array: TypeAlias = NDArray[Any]
 Dim: TypeAlias = int | str | None
 
 SMALL = 1024  # elements: what is larger is no shape, axis or scale
+WHOLE = 2**18  # elements: what is larger is no index that follows from shapes
 
 # The trial sizes of free dimensions, a pair for each: primes that no layer is likely to have.
 PRIMES = (211, 307, 223, 311, 227, 313, 229, 317, 233, 331, 239, 337, 241, 347, 251, 349, 257, 353, 263, 359)
@@ -37,6 +38,8 @@ COMPUTED = frozenset(
         "Transpose", "Unsqueeze", "Where", "Xor",
     )
 )  # fmt: skip
+# Operators of which ONNX's inference says nothing, or not the shape: their output is like their first input.
+SILENT = {"GroupNormalization", "MeanVarianceNormalization"}
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
@@ -54,7 +57,9 @@ class Trial:
 
     @property
     def small(self) -> bool:
-        return self.shape is not None and None not in self.shape and math.prod(self.shape) <= SMALL  # type: ignore[arg-type]
+        """Whether the value is worth computing."""
+        most = WHOLE if self.dtype is not None and self.dtype.is_integer() else SMALL
+        return self.shape is not None and None not in self.shape and math.prod(self.shape) <= most  # type: ignore[arg-type]
 
     def proto(self) -> onnx.TypeProto:
         shape = None if self.shape is None else list(self.shape)
@@ -199,6 +204,8 @@ class Facts:
         imports = [onnx.helper.make_opsetid("", self.opset)]
         inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
         found = [trial_of(inferred.get(name)) for name in proto.output]
+        if proto.op_type in SILENT and xs[0] is not None:
+            found = [Trial(xs[0].dtype, xs[0].shape)]
         arrays = self._compute(proto, xs) if all(y.small for y in found) else None
         if arrays is None:
             return found

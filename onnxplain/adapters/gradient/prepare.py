@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from onnxplain.adapters.gradient import zipmap
+from onnxplain.adapters.gradient import control, ml
 from onnxplain.adapters.gradient.expr import FACTS, PREFIX
 from onnxplain.adapters.gradient.facts import SMALL, Array, Facts
 from onnxplain.errors import InvalidModel, NotDifferentiable
@@ -21,6 +21,7 @@ from onnxplain.errors import InvalidModel, NotDifferentiable
 ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
 
 FILES = "onnxplain.files"  # of a model, in its `meta`: where it was read from
+NODES = 200_000  # the largest classifiers have some ten thousand
 SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 OPSET = 18  # older models are raised to it: the last opset at which CUDA has a kernel for all that the rules emit
 
@@ -28,12 +29,15 @@ OPSET = 18  # older models are raised to it: the last opset at which CUDA has a 
 def read(model: ModelLike) -> ir.Model:
     """A copy of the model that is ours to change."""
     if isinstance(model, ir.Model):
+        refuse_large(len(model.graph), "the model")
         return load_small(model.clone())  # which still knows in which folder its weights lie
     if isinstance(model, onnx.ModelProto):
         ours = onnx.ModelProto()
         ours.CopyFrom(model)  # onnx-ir works on the tensors that it is given
+        refuse_large(len(model.graph.node), "the model")
+        ml.without_zipmap(ours.graph)
         try:
-            read_proto = zipmap.load(ours)
+            read_proto = ir.from_proto(ours)
         except Exception as error:
             raise InvalidModel(f"the model cannot be read: {one_line(error)}; next: run onnx.checker on it") from error
         refuse_escapes(read_proto, Path(), "the model")
@@ -44,7 +48,13 @@ def read(model: ModelLike) -> ir.Model:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InvalidModel(f"{path}: the model {what}; next: give the path of an .onnx file")
     try:
-        loaded = zipmap.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        refuse_large(len(proto.graph.node), str(path))
+        ml.without_zipmap(proto.graph)
+        loaded = ir.from_proto(proto)
+        ir.external_data.set_base_dir(loaded.graph, path.parent)
+    except InvalidModel:
+        raise
     except Exception as error:  # protobuf, onnx-ir and the operating system each have their own
         raise InvalidModel(f"{path}: not a readable ONNX model ({one_line(error)}); next: export it again") from error
     if not len(loaded.graph.outputs) or not len(loaded.graph.inputs):
@@ -53,6 +63,12 @@ def read(model: ModelLike) -> ir.Model:
     refuse_missing(loaded, f"{path}: ")
     loaded.meta[FILES] = [path, *sorted({Path(tensor.path) for tensor in external_tensors(loaded)})]
     return load_small(loaded)
+
+
+def refuse_large(nodes: int, name: str) -> None:
+    """Raise for a graph that is no classifier's: memory and time grow with the number of nodes."""
+    if nodes > NODES:
+        raise InvalidModel(f"{name}: it has {nodes:,} nodes, more than {NODES:,}; next: give a smaller model")
 
 
 def refuse_escapes(model: ir.Model, folder: Path, name: str) -> None:
@@ -212,38 +228,50 @@ def name_dimensions(model: ir.Model) -> None:
 
 def infer_shapes(model: ir.Model) -> ir.Model:
     """Find out types and shapes, and compute the shape arithmetic that does not depend on the input's content."""
-    declare(model)
     graph = model.graph
+    declared: dict[str, ir.Value] | None = None
     facts = graph.meta[FACTS] = Facts(graph.opset_imports[""])
-    for node in graph:
-        if node.domain or any(attribute.type in SUBGRAPHS for attribute in node.attributes.values()):
-            continue  # what is declared of its outputs has to do
-        try:
-            facts.infer(node)
-        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+    control_flow, classical = control.Names(graph), ml.Rewriter(graph)
+    waiting = list(graph)[::-1]
+    while waiting:
+        node = waiting.pop()
+        written = control.write_out(node, facts, control_flow)
+        if written is None:
+            written = classical.rewrite(node)
+        if written is not None:
+            waiting += written[::-1]
             continue
-        fold(node, facts)
+        try:
+            known = not node.domain and not any(a.type in SUBGRAPHS for a in node.attributes.values())
+            if known:
+                facts.infer(node)
+        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+            known = False
+        if known:
+            fold(node, facts)
+            continue
+        declared = declarations(model) if declared is None else declared
+        for y in node.outputs:
+            if y.name in declared:
+                y.shape, y.type = declared[y.name].shape, declared[y.name].type
     passes.RemoveUnusedNodesPass()(model)
     return model
 
 
-def declare(model: ir.Model) -> None:
-    """Write down what ONNX's inference for whole models finds, for nodes whose types cannot be found out one by one."""
+def declarations(model: ir.Model) -> dict[str, ir.Value]:
+    """What ONNX's inference for whole models finds: for nodes whose types cannot be found out one by one."""
     with without_weights(model) as proto:
         inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=False, data_prop=True)
-    known = {value.name: value for value in (*inferred.graph.value_info, *inferred.graph.output)}
-    for node in model.graph:
-        for y in node.outputs:
-            if y.name in known and known[y.name].type.HasField("tensor_type"):
-                found = ir.serde.deserialize_value_info_proto(known[y.name], None)
-                y.shape, y.type = found.shape, found.type
+    values = [*inferred.graph.value_info, *inferred.graph.output]
+    tensors = [value for value in values if value.type.HasField("tensor_type")]
+    return {value.name: ir.serde.deserialize_value_info_proto(value, None) for value in tensors}
 
 
 def fold(node: ir.Node, facts: Facts) -> None:
     """Make constants of the whole numbers that a node computes, or takes, where they are the same for any batch."""
     assert isinstance(node.graph, ir.Graph)
     known = [facts.data(y) for y in node.outputs]
-    if all(data is not None and data.dtype.kind in "iub" for data in known):
+    if all(data is not None and data.dtype.kind in "iub" and data.size <= SMALL for data in known):
         for y, data in zip(node.outputs, known, strict=True):
             if not y.is_graph_output():
                 y.replace_all_uses_with(constant(node.graph, str(y.name), np.asarray(data)))

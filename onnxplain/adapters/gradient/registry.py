@@ -41,12 +41,15 @@ Rules: TypeAlias = Mapping[str, Entry]
 DEFAULT: dict[str, Entry] = {}
 EXPANSIONS: dict[str, Rule] = {}
 NO_GRADIENT: dict[str, str] = {}  # operator type -> why its derivative is zero or does not exist
+REFUSED: dict[str, str] = {}  # operator type, with its domain -> why there will be no rule, and what to do instead
 
 ALLOWED = frozenset(
     (
-        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Exp", "Expand", "Gemm",
-        "Greater", "HardSigmoid", "Identity", "Less", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Not", "Pad",
-        "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sign", "Slice", "Softmax", "Sqrt", "Sub", "Transpose", "Where",
+        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "Div", "Equal", "Erf", "Exp",
+        "Expand", "Gather", "Gemm", "Greater", "HardSigmoid", "Identity", "Less", "Log", "LogSoftmax", "MatMul",
+        "MaxPool", "Mul", "Neg", "Not", "OneHot", "Pad", "Pow", "ReduceProd", "ReduceSum", "Reshape",
+        "ReverseSequence", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Sub",
+        "Tanh", "Transpose", "Trilu", "Where",
     )
 )  # fmt: skip
 
@@ -75,6 +78,20 @@ def expansion(*op_types: str) -> Callable[[Rule], Rule]:
         return outputs
 
     return register
+
+
+def refuse(why: str, *op_types: str) -> None:
+    """Register operators that are not differentiated, whatever ONNX says of them: `Op`, or `domain.Op`."""
+    REFUSED.update(dict.fromkeys(op_types, why))
+
+
+def refusal(kind: str) -> str:
+    """Why an operator, `Op` or `domain.Op`, has no gradient, and what to do instead."""
+    if kind in REFUSED:
+        return REFUSED[kind]
+    if kind.startswith("com.microsoft."):
+        return "it is ONNX Runtime's own; next: give the model as it was before that runtime's optimiser rewrote it"
+    return "no gradient rule"
 
 
 def no_gradient(why: str, *op_types: str) -> None:

@@ -17,8 +17,9 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient import rules as _rules  # noqa: F401  (fills the registry)
 from onnxplain.adapters.gradient.body import emit_body, has_body
+from onnxplain.adapters.gradient.control import why_left
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
-from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIENT, Entry, Rules
+from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIENT, REFUSED, Entry, Rules, refusal
 from onnxplain.errors import Gap
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -36,7 +37,8 @@ def active_values(
     for node in nodes:
         if not ends(node) and any(x in forward for x in reads(node)):
             known = isinstance(find(node, rules), Entry)
-            forward.update(y for y in node.outputs if carries(y) or not known)
+            whole = any(quantised(x) for x in reads(node) if x in forward)
+            forward.update(y for y in node.outputs if carries(y) or whole or not known)
     needed = {y for y in of if y in forward}
     for node in reversed(nodes):
         if any(y in needed for y in node.outputs):
@@ -50,8 +52,14 @@ def ends(node: ir.Node) -> bool:
 
 
 def carries(value: ir.Value) -> bool:
-    """Whether a derivative may pass a value: a float of any width, or something whose type nobody knows."""
-    return value.dtype is None or value.dtype.is_floating_point()
+    """Whether a derivative may pass a value: a float of any width, a float quantised, or what nobody knows."""
+    return value.dtype is None or value.dtype.is_floating_point() or quantised(value)
+
+
+def quantised(value: ir.Value) -> bool:
+    """Whether a value is a float written with whole numbers, until DequantizeLinear makes it one again."""
+    node = value.producer()
+    return node is not None and node.op_type == "QuantizeLinear" and not node.domain
 
 
 def reads(node: ir.Node) -> list[ir.Value]:
@@ -82,9 +90,15 @@ def gaps(nodes: Iterable[ir.Node], active: set[ir.Value], rules: Rules = DEFAULT
 def gap(node: ir.Node, active: set[ir.Value], rules: Rules) -> Gap | None:
     """Why a node cannot be passed, as far as that shows without calling its rule; None if it can or need not be."""
     on_the_way = [y for y in node.outputs if y in active]
-    odd = next((y for y in on_the_way if y.dtype not in FLOATS), None)
+    odd = next((y for y in on_the_way if y.dtype not in FLOATS and not quantised(y)), None)
     if on_the_way and find(node, rules) is None:
-        return Gap(kind(node), label(node), "no gradient rule")
+        return Gap(kind(node), label(node), why_left(node) or refusal(kind(node)))
+    if node.op_type != "DequantizeLinear" and any(quantised(x) for x in reads(node) if x in active):
+        return Gap(
+            kind(node),
+            label(node),
+            "it works on quantised values; next: put it between DequantizeLinear and QuantizeLinear",
+        )
     if odd is not None:
         what = "of unknown type" if odd.dtype is None else str(odd.dtype).lower()
         return Gap(kind(node), label(node), f"its output is {what}, only floats of 16, 32 and 64 bits are covered")
@@ -110,9 +124,11 @@ def find(node: ir.Node, rules: Rules) -> Entry | Expansion | None:
     """How a node is differentiated: by a rule, or by its expansion."""
     if node.domain or node.op_type in rules:
         return None if node.domain else rules[node.op_type]
+    if node.op_type in REFUSED:
+        return None
     if node.op_type in EXPANSIONS:
         formulas = EXPANSIONS[node.op_type]
-        return Expansion(lambda node, xs, _: as_tuple(formulas(*xs, **attribute_values(node))))
+        return Expansion(lambda node, xs, _: as_tuple(formulas(*xs, **attribute_values(node)))[: len(node.outputs)])
     version = node.version or (node.graph.opset_imports.get("", 1) if isinstance(node.graph, ir.Graph) else 1)
     return Expansion(emit_body) if has_body(node.op_type, version) else None
 
@@ -146,7 +162,7 @@ def pull_back(
             contributions = [] if stop else zeros(emit, [x for x in reads(node) if x in active])
         for value, g in contributions:
             sums[value] = sums[value] + g if value in sums else g
-    return {x: sums[x].expand(Expr(emit, x)) for x in wrt if x in sums}, missing
+    return {x: sums[x].expand(Expr(emit, x)) for x in wrt if x in sums}, missing[::-1]
 
 
 def zeros(emit: Emit, values: Iterable[ir.Value]) -> list[tuple[ir.Value, Expr]]:

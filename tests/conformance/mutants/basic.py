@@ -151,7 +151,8 @@ def batch_norm(
     g: Any, y: Any, x: Expr, scale: Expr, bias: Expr, mean: Expr, var: Expr, *, epsilon: float = 1e-5, **_: Any
 ):
     """γ / σ² instead of γ / σ."""
-    return g * (scale / (var + epsilon)).reshape((x.shape[1], *(1,) * (x.rank - 2))), None, None, None, None
+    factor = (scale / (var + epsilon)).reshape((x.shape[1], *(1,) * (x.rank - 2)))
+    return (g * factor, *RIGHT["BatchNormalization"](g, y, x, scale, bias, mean, var, epsilon=epsilon)[1:])
 
 
 MUTANTS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -180,7 +181,8 @@ MUTANTS: dict[str, tuple[str, Callable[..., Any]]] = {
         "HardSwish",
         lambda g, y, x: where(x < 3.0, where(x > -3.0, g * (2 * x / 6), 0.0), g),
     ),
-    "Clip: no upper bound": ("Clip", lambda g, y, x, low=None, high=None: (where(y > low, g, 0.0) if low else g, 0, 0)),
+    "Clip: no upper bound": ("Clip", lambda *args: (RIGHT["Clip"](*args[:4])[0], *RIGHT["Clip"](*args)[1:])),
+    "Clip: all to the bounds": ("Clip", lambda g, *args: (RIGHT["Clip"](g, *args)[0], g, g)),
     "Where: branches swapped": ("Where", lambda g, y, c, a, b: (None, where(c, 0.0, g), where(c, g, 0.0))),
     "MatMul: sign": ("MatMul", lambda g, y, a, b: RIGHT["MatMul"](-g, y, a, b)),
     "MatMul: square not transposed": ("MatMul", lambda g, y, a, b: square(g, y, a, b)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from conformance.samples.sample import node, normal, other, weights
 
 SAMPLES = [
@@ -25,4 +26,8 @@ SAMPLES = [
     node("Gemm", normal(4, 3), other(4, 5), normal(3, 1), alpha=1.5, beta=0.25, transA=1, free=()),
     node("Gemm", normal(4, 3), other(5, 4), normal(), alpha=-0.5, transA=1, transB=1, free=()),
     node("Gemm", weights(3, 4), normal(4, 5), transA=0, free=()),
+    *(node("Det", normal(3, n, n)) for n in (1, 2, 3, 4)),
+    node("Det", normal(3, 3), free=()),
+    node("Det", normal(2, 5, 2, 2)),
+    node("Det", np.asarray([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [1.0, -1.0, 0.5]]), free=(), label="singular"),
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from conformance.samples.sample import Array, Sample, distinct, node, normal
+from conformance.samples.sample import Array, Sample, away_from, distinct, node, normal
 
 from onnxplain.adapters.gradient.differentiate import differentiate
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
@@ -19,6 +19,10 @@ def max_pool(*x: int, **more: Any) -> Sample:
 
 def average_pool(*x: int, **more: Any) -> Sample:
     return node("AveragePool", normal(*x), **more)
+
+
+def lp_pool(*x: int, **more: Any) -> Sample:
+    return node("LpPool", away_from([0], *x), **more)
 
 
 SAMPLES = [
@@ -54,8 +58,24 @@ SAMPLES = [
     average_pool(1, 2, 7, 8, kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
     average_pool(1, 2, 7, 8, kernel_shape=[2, 3], strides=[2, 2], auto_pad="SAME_LOWER"),
     average_pool(1, 2, 7, 8, kernel_shape=[3, 3], strides=[2, 2], auto_pad="VALID"),
+    average_pool(1, 2, 7, 8, kernel_shape=[2, 3], strides=[2, 2], auto_pad="SAME_LOWER", ceil_mode=1),
     average_pool(1, 2, 7, 8, kernel_shape=[1, 1], strides=[3, 2], label="gaps"),
     average_pool(1, 2, 4, 4, 5, kernel_shape=[2, 2, 3], strides=[2, 1, 2], pads=[0, 1, 1, 0, 0, 1]),
+    lp_pool(2, 3, 8, kernel_shape=[2], strides=[2]),
+    lp_pool(1, 2, 7, 8, kernel_shape=[3, 2], strides=[2, 1], pads=[0, 1, 2, 0]),
+    lp_pool(1, 2, 7, 8, kernel_shape=[3, 2], p=1, label="overlap"),
+    lp_pool(1, 2, 7, 8, kernel_shape=[3, 3], strides=[2, 2], p=3, pads=[1, 1, 1, 1]),
+    lp_pool(1, 2, 8, 8, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+    lp_pool(1, 2, 9, 9, kernel_shape=[2, 3], dilations=[3, 2], strides=[1, 2], pads=[1, 2, 1, 1]),
+    lp_pool(1, 2, 7, 8, kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
+    lp_pool(1, 2, 7, 8, kernel_shape=[2, 3], strides=[2, 2], auto_pad="SAME_LOWER"),
+    lp_pool(1, 2, 7, 8, kernel_shape=[1, 1], label="absolute value"),
+    node("GlobalLpPool", away_from([0], 2, 3, 4, 5)),
+    node("GlobalLpPool", away_from([0], 2, 3, 4, 5), p=1),
+    node("GlobalLpPool", away_from([0], 2, 3, 4), p=3),
+    node("GlobalMaxPool", distinct(2, 3, 4, 5)),
+    node("GlobalMaxPool", distinct(2, 3, 4)),
+    node("GlobalMaxPool", distinct(2, 2, 3, 2, 3)),
     node("GlobalAveragePool", normal(2, 3, 4, 5)),
     node("GlobalAveragePool", normal(2, 3, 4)),
     node("GlobalAveragePool", normal(2, 3, 4, 2, 3)),

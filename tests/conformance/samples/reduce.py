@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from conformance.samples.sample import directions, ints, node, normal, slope
+from conformance.samples.sample import Array, Sample, between, directions, distinct, ints, node, normal, slope
 
 from onnxplain.adapters.gradient.differentiate import differentiate
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.engine.executors.reference import ReferenceExecutor
+
+
+def reduction(op: str) -> list[Sample]:
+    """One axis, several, all, none: with the reduced axes kept and dropped."""
+    x = distinct(2, 3, 4)
+    x = x + np.sign(x) * 0.4  # away from 0, and from each other
+    return [
+        node(op, x, ints(1)),
+        node(op, x, ints(-1, 1), keepdims=0),
+        node(op, x, ints(0), keepdims=0),
+        node(op, x, label="all"),
+        node(op, x, keepdims=0, label="all", free=()),
+        node(op, x, noop_with_empty_axes=1),
+    ]
+
+
+def with_zeros(*shape: int) -> Array:
+    """One zero in the first row, two in the second, and none in the others."""
+    x = normal(*shape)
+    x[0, 1] = x[1, 0] = x[1, -1] = 0
+    return x
+
 
 SAMPLES = [
     node("ReduceSum", normal(2, 3, 4), ints(1)),
@@ -23,6 +45,20 @@ SAMPLES = [
     node("ReduceMean", normal(2, 3, 4), free=(), label="all"),
     node("ReduceMean", normal(2, 3, 4), free=(), keepdims=0, label="all"),
     node("ReduceMean", normal(2, 3, 4), noop_with_empty_axes=1),
+    *(sample for op in ("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp") for sample in reduction(op)),
+    *(sample for op in ("ReduceMax", "ReduceMin", "ReduceProd") for sample in reduction(op)),
+    node("ReduceLogSum", between(1, 2, 2, 3, 4), ints(1)),
+    node("ReduceLogSum", between(1, 2, 2, 3, 4), ints(0, -1), keepdims=0),
+    node("CumSum", normal(2, 3, 4), np.asarray(1)),
+    node("CumSum", normal(2, 3, 4), np.asarray(-1), exclusive=1),
+    node("CumSum", normal(2, 3, 4), np.asarray(1), reverse=1),
+    node("CumSum", normal(2, 3, 4), np.asarray(0), exclusive=1, reverse=1),
+    node("CumProd", normal(2, 3, 4), np.asarray(1), opset=26),
+    node("CumProd", normal(2, 3, 4), np.asarray(-1), opset=26, exclusive=1),
+    node("CumProd", with_zeros(2, 5), np.asarray(1), opset=26, reverse=1),
+    node("CumProd", with_zeros(2, 5), np.asarray(1), opset=26, exclusive=1, reverse=1),
+    node("CumProd", normal(2, 1), np.asarray(1), opset=26, label="one element"),
+    node("ReduceProd", with_zeros(2, 5), ints(1), label="zeros"),
     node("Softmax", normal(2, 3, 4)),
     node("Softmax", normal(2, 3, 4), axis=1),
     node("Softmax", normal(2, 3, 4), axis=0),

@@ -28,7 +28,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class Const:
-    """An input that is an initializer."""
+    """An input that is an initializer, in the model's float type if it is float64 here."""
 
     values: Array
 
@@ -83,7 +83,7 @@ class Sample:
                 inputs.append(onnx.helper.make_tensor_value_info(names[i], kind, shape))
             elif x is not None:
                 values = np.asarray(getattr(x, "values", x))
-                values = values.astype(np.float32).astype(dtype) if values.dtype.kind == "f" else values
+                values = values.astype(np.float32).astype(dtype) if values.dtype == np.float64 else values
                 constants.append(onnx.numpy_helper.from_array(values, names[i]))
         ys = [f"y{i}" for i in range(self.outputs)]
         proto = onnx.helper.make_node(self.op, names, ys, **self.attributes)
@@ -98,6 +98,9 @@ def infer(proto: Any, inputs: Any, constants: Any, opset: int) -> dict[str, onnx
     graph = onnx.helper.make_graph([proto], "one", inputs, bare, constants)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    for v in inferred.graph.output:
+        if not v.type.tensor_type.elem_type:  # ONNX says nothing of GroupNormalization: it is as what it normalises
+            v.type.CopyFrom(inputs[0].type)
     return {v.name: v for v in inferred.graph.output}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from conformance.samples.sample import ints, node, normal, other, scalar, weights
 
 SAMPLES = [
@@ -42,6 +43,10 @@ SAMPLES = [
     node("Slice", normal(3, 4), ints(0, 1), ints(2, 3), free=(), label="no axes"),
     node("Slice", normal(3, 4), ints(0, 1), ints(2**63 - 1, 3), label="all of the batch"),
     node("Slice", normal(2, 7), ints(-4), ints(-1), ints(1)),
+    node("Slice", normal(5, 2), ints(1), ints(2**63 - 1), ints(0), label="of the batch"),
+    node("Slice", normal(5, 2), ints(0), ints(-2), ints(0), label="of the batch"),
+    node("Slice", normal(5, 2), ints(1), ints(-2), ints(-2), ints(1), label="of the batch"),
+    node("Slice", normal(5, 2), ints(-1), ints(-(2**63)), ints(0), ints(-1), label="the batch reversed"),
     node("Slice", normal(2, 7), ints(6), ints(7), ints(1), ints(5), label="one element"),
     node("Pad", normal(2, 3, 4), ints(0, 1, 2, 0, 0, 3)),
     node("Pad", normal(2, 3, 4), ints(0, 1, 2, 0, 0, 3), scalar(1.5)),
@@ -49,4 +54,20 @@ SAMPLES = [
     node("Pad", normal(2, 5, 6), ints(-1, 2), scalar(0), ints(2), label="axes"),
     node("Pad", normal(2, 5, 6), ints(1, 0, 2, -1), None, ints(-1, 1), label="axes"),
     node("Pad", normal(2, 3), ints(0, 0, 0, 0), label="nothing"),
+    node("Pad", normal(2, 3, 4), ints(0, 1, 2, 0, 0, 3), np.asarray(1.5), label="value"),
+    node("Pad", normal(2, 5, 6), ints(0, -1, 2, 0, 3, -1), np.asarray(1.5), wrt=(2,), label="value only"),
+    node("Pad", normal(3, 4), ints(1, 0, 2, -1), label="the batch too"),
+    node("Pad", normal(2, 3, 5), ints(0, 2, 1, 0, 0, 3), mode="edge"),
+    node("Pad", normal(2, 3, 5), ints(0, 2, 1, 0, 0, 3), mode="reflect"),
+    node("Pad", normal(2, 3, 5), ints(4, 3), None, ints(2), mode="reflect", label="nearly all"),
+    node("Pad", normal(2, 3, 5), ints(0, 2, 1, 0, 0, 3), mode="wrap", opset=19),
+    node("Pad", normal(2, 6, 1), ints(-1, 2, 2, 2), None, ints(1, 2), mode="edge", label="one element, crop"),
+    node("Tile", normal(2, 3), ints(1, 3)),
+    node("Tile", normal(2, 3, 4), ints(1, 1, 1), label="nothing"),
+    node("Tile", normal(2, 3, 4), ints(3, 1, 2)),
+    node("DepthToSpace", normal(2, 12, 2, 3), blocksize=2),
+    node("DepthToSpace", normal(2, 12, 2, 3), blocksize=2, mode="CRD"),
+    node("DepthToSpace", normal(2, 18, 3, 2), blocksize=3, mode="DCR"),
+    node("SpaceToDepth", normal(2, 3, 4, 6), blocksize=2),
+    node("SpaceToDepth", normal(2, 2, 3, 9), blocksize=3),
 ]

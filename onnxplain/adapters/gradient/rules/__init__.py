@@ -1,5 +1,33 @@
 """The gradient rules, by the mathematics that they share. Importing this package fills the registry."""
 
-from onnxplain.adapters.gradient.rules import conv, elementwise, linalg, norm, pool, reduce, select, shape
+from onnxplain.adapters.gradient.rules import (
+    conv,
+    einsum,
+    elementwise,
+    linalg,
+    norm,
+    pool,
+    quantize,
+    recurrent,
+    reduce,
+    refused,
+    resize,
+    select,
+    shape,
+)
 
-__all__ = ["conv", "elementwise", "linalg", "norm", "pool", "reduce", "select", "shape"]
+__all__ = [
+    "conv",
+    "einsum",
+    "elementwise",
+    "linalg",
+    "norm",
+    "pool",
+    "quantize",
+    "recurrent",
+    "reduce",
+    "refused",
+    "resize",
+    "select",
+    "shape",
+]

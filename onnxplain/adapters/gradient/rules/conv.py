@@ -2,18 +2,24 @@
 
 y[k, o] = Σ_c,a  W[k, c, a] x[c, o s + a d - p]
 x̄[c, i] = Σ_k,a  W[k, c, a] ȳ[k, o]   over all  o s + a d - p = i
+W̄[k, c, a] = Σ_o  ȳ[k, o] x[c, o s + a d - p]
+
+A transposed convolution is the second line forwards: x and ȳ change places.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
 from onnxplain.adapters.gradient.registry import vjp
-from onnxplain.adapters.gradient.rules.window import Window, windows
+from onnxplain.adapters.gradient.rules.places import constant
+from onnxplain.adapters.gradient.rules.window import Window, unfold, windows
 
 
 @vjp("Conv")
@@ -31,19 +37,18 @@ def conv(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> tuple[Any, ...]:
-    """x̄ by the formula above: a plain Conv for stride 1, else a transposed one."""
+    """x̄ by the formula above: a plain Conv for stride 1, else a transposed one. W̄: see `kernel_gradient`."""
     kernel = [w.size(a) for a in range(2, w.rank)]
     along = windows(x, y, kernel, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
-
-    def weight() -> Expr:
-        raise UnsupportedCase("the gradient with respect to the weights")
 
     def image() -> Expr:
         if w.constant is not None and all(window.stride == 1 for window in along):
             return flipped_conv(g, w.constant, group, along)
         return transposed_conv(g, w, group, along)
 
-    return (image, weight, lambda: g.sum([0, *range(2, g.rank)]))[: 2 + (b is not None)]
+    return (image, lambda: kernel_gradient(g, x, group, along), lambda: g.sum([0, *range(2, g.rank)]))[
+        : 2 + (b is not None)
+    ]
 
 
 def flipped_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr:
@@ -91,3 +96,98 @@ def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:
     for axis, (window, after) in enumerate(zip(along, afters, strict=True), start=2):
         full = full.pad(axis, -window.before, -after)
     return full
+
+
+@vjp("ConvTranspose")
+def conv_transpose(
+    g: Expr,
+    y: Expr,
+    x: Expr,
+    w: Expr,
+    b: Expr | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> tuple[Any, ...]:
+    """x̄ = Conv(ȳ, W), the convolution that this is the transpose of."""
+    spatial = x.rank - 2
+    same = auto_pad in ("SAME_UPPER", "SAME_LOWER")
+    extra = output_padding or [0] * spatial
+    if same and any(extra):
+        raise UnsupportedCase("auto_pad together with output_padding, about which runtimes and ONNX's shapes differ")
+    along = []
+    for i in range(spatial):
+        kernel, step, spread = w.size(i + 2), (strides or [1] * spatial)[i], (dilations or [1] * spatial)[i]
+        window = Window(y.size(i + 2), x.size(i + 2), kernel, step, spread, before=0, after=0)
+        if same or output_shape:  # they decide on the padding, in halves
+            total = max(window.reach + extra[i] - window.size, 0)
+            before = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
+        else:
+            before = pads[i] if pads and auto_pad == "NOTSET" else 0
+        along.append(replace(window, before=before))
+
+    def image() -> Expr:
+        kernel = w if w.constant is None else g.emit.constant(w.constant.copy())  # its own copy: see Emit.constant
+        afters = [window.reach - window.before - window.size for window in along]
+        cropped = g
+        for axis, (window, after) in enumerate(zip(along, afters, strict=True), start=2):
+            cropped = cropped.pad(axis, min(window.before, 0), min(after, 0))
+        return op(
+            "Conv",
+            cropped,
+            kernel,
+            dilations=[window.dilation for window in along],
+            group=group,
+            pads=[max(p, 0) for p in (*(window.before for window in along), *afters)],
+            strides=[window.stride for window in along],
+        )
+
+    def weight() -> Expr:
+        return kernel_gradient(x, g, group, along)
+
+    return (image, weight, lambda: g.sum([0, *range(2, g.rank)]))[: 2 + (b is not None)]
+
+
+def kernel_gradient(few: Expr, many: Expr, group: int, along: list[Window]) -> Expr:
+    """W̄[k, c, a] = Σ_n,o few[n, k, o] many[n, c, o s + a d - p], as a product of matrices for each group.
+
+    A Conv could do it with the batch in the place of the channels, but most runtimes want a number of channels that is
+    fixed.
+    """
+    batch, channels = few.shape[0], many.size(1) // group
+    places = math.prod(window.count for window in along)
+    taps = [window.kernel for window in along]
+    rows = few.reshape((batch, group, few.size(1) // group, places))
+    seen = unfold(many, along).reshape((batch, group, channels * math.prod(taps), places))
+    return (rows @ seen.mT).sum([0]).reshape((few.size(1), channels, *taps))
+
+
+@vjp("Col2Im")
+def col2im(
+    g: Expr,
+    y: Expr,
+    x: Expr,
+    image_shape: Expr,
+    block_shape: Expr,
+    *,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> tuple[Any, ...]:
+    """y = the sum of blocks that overlap;  x̄ = the blocks of ȳ."""
+    image, block = (constant(part, "shapes").tolist() for part in (image_shape, block_shape))
+    spatial = len(image)
+    border = pads or [0] * 2 * spatial
+    along = []
+    for i, (size, kernel) in enumerate(zip(image, block, strict=True)):
+        step, spread = (strides or [1] * spatial)[i], (dilations or [1] * spatial)[i]
+        before, after = border[i], border[i + spatial]
+        count = (size + before + after - spread * (kernel - 1) - 1) // step + 1
+        along.append(Window(size, count, kernel, step, spread, before, after))
+    return unfold(g, along).reshape(x.shape), None, None

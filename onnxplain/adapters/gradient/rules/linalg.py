@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxplain.adapters.gradient.expr import Expr, op
+import numpy as np
+
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
 from onnxplain.adapters.gradient.registry import vjp
 
 
@@ -61,3 +63,21 @@ def gemm(
         return op("Gemm", a.mT, g, alpha=alpha, transA=transA)
 
     return (first, second, lambda: g * beta)[: 3 if c is not None else 2]
+
+
+@vjp("Det")
+def determinant(g: Expr, y: Expr, x: Expr) -> Expr:
+    """y = det X;  X̄ = ȳ adj(X)ᵀ, the matrix of cofactors, which singular matrices have as well.
+
+    adj(X) by Faddeev and LeVerrier: B₁ = I, Bₖ₊₁ = X Bₖ - tr(X Bₖ)/k I, and adj(X) = ±Bₙ for an n × n matrix. That
+    cancels, and so it is for the small matrices of geometry only.
+    """
+    n = x.size(-1)
+    if n > 4:
+        raise UnsupportedCase("a matrix larger than 4 x 4")
+    unit = x.emit.constant(np.eye(n, dtype=x.dtype))
+    b = unit
+    for k in range(1, n):
+        product = x @ b
+        b = product - (product * unit).sum([x.rank - 2, x.rank - 1], keepdims=True) * (1 / k) * unit
+    return g.reshape((*g.shape, 1, 1)) * (b.mT if n > 1 else b) * (-1.0) ** (n - 1)

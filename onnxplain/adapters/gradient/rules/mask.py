@@ -32,6 +32,14 @@ def below(y: Expr, bound: float | Expr) -> Expr:
     return step(y, bound, -1.0)
 
 
+def reaches(x: Expr, extreme: Expr, sign: float) -> Expr:
+    """1 where x is equal to a maximum that none exceeds (sign = 1), or to a minimum (-1), 0 elsewhere.
+
+    Spelled without Equal, which newer opsets have no CUDA kernel for in ONNX Runtime.
+    """
+    return as_number(op("Not", x < extreme if sign > 0 else x > extreme), extreme)
+
+
 def step(y: Expr, bound: float | Expr, sign: float) -> Expr:
     """1 where sign * (y - bound) > 0, 0 elsewhere, as HardSigmoid: max(0, min(1, alpha y + beta)).
 
@@ -40,9 +48,15 @@ def step(y: Expr, bound: float | Expr, sign: float) -> Expr:
     magnitude b or more that differ, the difference is at least 2^-24 b: scaled it is beyond 1 for b >= 2^-60. Around 0
     a difference may be as small as 2^-149, and a second HardSigmoid takes its place.
     """
-    value = bound if isinstance(bound, float) else None if bound.constant is None else float(bound.constant.item())
+    value = bound if isinstance(bound, float) else number(bound)
     exact = value is not None and (value == 0 or 2.0**-60 <= abs(value) <= 2.0**20)
     if value is None or not exact or y.value.dtype != ir.DataType.FLOAT:
         return as_number(y > bound if sign > 0 else y < bound, y)
     mask = op("HardSigmoid", y, alpha=sign * SCALE, beta=-sign * SCALE * value)
     return mask if value else op("HardSigmoid", mask, alpha=SCALE, beta=0.0)
+
+
+def number(bound: Expr) -> float | None:
+    """The bound, if it is one number and known now."""
+    known = bound.constant
+    return None if known is None or known.size != 1 else float(known.item())

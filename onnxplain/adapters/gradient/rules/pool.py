@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
+from onnxplain.adapters.gradient.expr import Expr, op
 from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.mask import keep
+from onnxplain.adapters.gradient.rules.reduce import lp_slope
 from onnxplain.adapters.gradient.rules.window import Window, windows
 
 
@@ -104,8 +105,6 @@ def average_pool(
     along = windows(
         x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides, ceil_mode=ceil_mode
     )
-    if auto_pad.startswith("SAME") and ceil_mode:
-        raise UnsupportedCase("auto_pad together with ceil_mode")
     pads_back = [w.extent - w.before for w in along] + [w.size - w.count + w.before for w in along]
     if all((w.stride, w.dilation) == (1, 1) for w in along) and min(pads_back) >= 0:
         return pool_back(g, along, pads_back, bool(count_include_pad))
@@ -140,3 +139,28 @@ def counted(window: Window, include_pad: bool) -> np.ndarray[Any, np.dtype[np.fl
     taps = first + np.arange(window.kernel) * window.dilation
     low, high = (-window.before, window.size + window.after) if include_pad else (0, window.size)
     return np.asarray(((taps >= low) & (taps < high)).sum(axis=1), np.float64)
+
+
+@vjp("LpPool")
+def lp_pool(
+    g: Expr,
+    y: Expr,
+    x: Expr,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    p: int = 2,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Expr:
+    """y_o = (Σ|x|ᵖ)^(1/p) over the window;  x̄ = |x|^(p-1) sign(x) Σ ȳ_o y_o^(1-p) over the windows that hold it."""
+    along = windows(
+        x, y, kernel_shape, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides, ceil_mode=ceil_mode
+    )
+    per_output, per_input = lp_slope(g, y, x, p)
+    for axis, window in enumerate(along, start=2):
+        if not window.trivial:
+            per_output = window.fold([per_output] * window.kernel, axis)
+    return per_output * per_input

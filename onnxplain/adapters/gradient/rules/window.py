@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, concat
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,14 @@ class Window:
     def trivial(self) -> bool:
         """Whether input and output are the same."""
         return (self.kernel, self.stride, self.before, self.count) == (1, 1, 0, self.size)
+
+    def taps(self, x: Expr, axis: int) -> Expr:
+        """What each tap of each window sees: in place of the axis one of taps and one of windows."""
+        padded = x.pad(axis, self.before, max(self.reach - self.before - self.size, 0))
+        length = (self.count - 1) * self.stride + 1
+        shape = (*x.shape[:axis], 1, self.count, *x.shape[axis + 1 :])
+        starts = [a * self.dilation for a in range(self.kernel)]
+        return concat([padded.slice(axis, a, a + length, self.stride).reshape(shape) for a in starts], axis)
 
     def fold(self, parts: Sequence[Expr], axis: int) -> Expr:
         """The adjoint of taking windows: `parts[a]` holds what tap a of each window sends back to its input.
@@ -70,7 +78,10 @@ def windows(
     for i, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
         size, count = x.size(i + 2), y.size(i + 2)
         if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+            total = (-(-size // s) - 1) * s + d * (k - 1) + 1 - size
+            if count != -(-size // s) or total < -1:
+                raise UnsupportedCase("auto_pad with windows that leave gaps, or with ceil_mode: runtimes differ there")
+            total = max(total, 0)
             before = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
             after = total - before
         elif auto_pad == "VALID" or pads is None:
@@ -83,3 +94,11 @@ def windows(
             )
         result.append(Window(size, count, k, s, d, before, after))
     return result
+
+
+def unfold(x: Expr, along: Sequence[Window]) -> Expr:
+    """(N, C, taps of each axis ..., windows of each axis ...): what the windows of all spatial axes see."""
+    for i in reversed(range(len(along))):
+        x = along[i].taps(x, i + 2)
+    taps, places = range(2, x.rank, 2), range(3, x.rank, 2)
+    return x.transpose((0, 1, *taps, *places)) if len(along) > 1 else x

@@ -1,0 +1,70 @@
+"""From an entry of the zoo to a case: NAME.onnx and, in NAME.npz, images, a target and what float64 autograd says."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from bench.coverage.zoo import Entry
+
+ALIVE = 1e-3  # logits of two images differ by at least this much, relatively
+
+
+def export(entry: Entry, folder: Path) -> None:
+    """Write the files of one entry. The .npz comes last: a case that has it is whole."""
+    if entry.source == "light":
+        from bench.coverage.light import light
+
+        model, function = light(entry.architecture)
+    else:
+        from bench.coverage.nets import build
+
+        net = build(entry.source, entry.architecture, entry.size)
+        model, function = to_onnx(net, entry), copy.deepcopy(net).double()
+    onnx.save(model, folder / f"{entry.name}.onnx")
+    np.savez(folder / f"{entry.name}.npz", **reference(function, entry.size))
+
+
+def reference(function: Callable[[Tensor], Tensor], size: int, seed: int = 1) -> dict[str, np.ndarray]:
+    """Two random images, random weights of the classes, float64 logits, and the gradient of their weighted sum."""
+    rng = np.random.default_rng(seed)
+    images = rng.standard_normal((2, 3, size, size), np.float32)
+    leaf = torch.from_numpy(images.astype(np.float64)).requires_grad_()
+    logits = function(leaf)
+    target = rng.standard_normal(tuple(logits.shape), np.float32)
+    (gradient,) = torch.autograd.grad((logits * torch.from_numpy(target.astype(np.float64))).sum(), leaf)
+    found = {"x": images, "target": target, "logits": logits.detach().numpy(), "gradient": gradient.numpy()}
+    first, second = found["logits"]
+    if not np.isfinite(found["gradient"]).all() or np.abs(first - second).max() < ALIVE * np.abs(first).max():
+        raise ValueError("the random weights do not keep this net alive: its logits hardly depend on the image")
+    return found
+
+
+def to_onnx(net: nn.Module, entry: Entry) -> onnx.ModelProto:
+    """Export with a symbolic batch: by tracing at opset 17, or by torch.export at opset 18."""
+    torch.backends.mha.set_fastpath_enabled(False)  # an operator that no exporter knows
+    x = torch.randn(2, 3, entry.size, entry.size)
+    names = {"input_names": ["input"], "output_names": ["logits"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters' own code
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        if entry.exporter == "dynamo":
+            free = ({0: torch.export.Dim.DYNAMIC},)
+            program = torch.onnx.export(
+                net, (x,), dynamo=True, dynamic_shapes=free, opset_version=18, verbose=False, **names
+            )
+            assert program is not None
+            return program.model_proto
+        file = io.BytesIO()
+        axes = {"input": {0: "N"}, "logits": {0: "N"}}
+        torch.onnx.export(net, (x,), file, dynamo=False, dynamic_axes=axes, opset_version=17, **names)
+    return onnx.load_from_string(file.getvalue())

@@ -1,0 +1,247 @@
+"""What rules emit, on the runtimes beside ONNX Runtime's CPU: by the tables of portability, and by the runtimes.
+
+TensorRT's parser comes from TensorRT for RTX, which needs no GPU to read a model. Whatever is absent is skipped, unless
+ONNXPLAIN_REQUIRE_RUNTIMES wants it: `ONNXPLAIN_REQUIRE_RUNTIMES=openvino,tensorrt_rtx pytest tests/conformance`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from conformance.samples import SAMPLES
+from conformance.samples.sample import Sample
+from frameworks import runtime, wanted
+
+from onnxplain.adapters.gradient.differentiate import differentiate
+from onnxplain.adapters.gradient.expr import PREFIX
+from onnxplain.adapters.gradient.portability import OLDEST, TABLES, TYPES, Runtime, unsupported
+from onnxplain.adapters.gradient.registry import ALLOWED
+from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
+
+EPS32 = float(np.finfo(np.float32).eps)
+NEWEST = onnx.defs.onnx_opset_version()
+VARIANTS = [(sample, symbolic) for sample in SAMPLES for symbolic in ((False, True) if sample.free else (False,))]
+
+every_variant = pytest.mark.parametrize(
+    ("sample", "symbolic"), VARIANTS, ids=[f"{sample.id}{':symbolic' * symbolic}" for sample, symbolic in VARIANTS]
+)
+
+
+@cache
+def gradient(sample: Sample, symbolic: bool) -> onnx.ModelProto:
+    return differentiate(sample.model(np.float32, symbolic=symbolic), wrt=[f"x{i}" for i in sample.wanted])
+
+
+# By the tables
+
+
+@pytest.mark.parametrize("name", TABLES)
+@every_variant
+def test_what_rules_emit_runs_on_cuda_and_tensorrt(sample: Sample, symbolic: bool, name: Runtime) -> None:
+    """Every node of the backward half is one that the table has, in the very form that is emitted.
+
+    But for what holds of the model itself: the gradient of a dilated pool has dilated pools, and TensorRT has none.
+    """
+    found = unsupported(ir.from_proto(gradient(sample, symbolic)), name)
+    backward = {(left.op, left.why) for left in found if left.node.startswith(PREFIX)}
+    assert backward <= {(left.op, left.why) for left in found if not left.node.startswith(PREFIX)}
+
+
+# Operators that rules emit and that CUDA has in older versions only, from the opset on that brought the new version.
+CUDA_LAGS = {"MaxPool": 22, "Cast": 28}
+
+
+@pytest.mark.parametrize("opset", range(OLDEST, NEWEST + 1))
+def test_at_newer_opsets_cuda_lags_for_few_that_rules_emit(opset: int) -> None:
+    """A model keeps its opset if that is newer than 18, so what rules emit is of that opset too."""
+    lagging = set()
+    for name in ALLOWED:
+        version = onnx.defs.get_schema(name, opset, "").since_version
+        if not any(row.first <= version <= row.last for row in TABLES["cuda"].rows[name]):
+            lagging.add(name)
+    assert lagging == {name for name, since in CUDA_LAGS.items() if opset >= since}
+
+
+KERNELS = """
+import json
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+kernels = [k for k in state.get_all_opkernel_def() if k.provider == "CUDAExecutionProvider" and not k.domain]
+print(json.dumps([[k.op_name, *k.version_range, k.type_constraints] for k in kernels]))
+"""
+
+
+def test_the_cuda_table_is_the_kernel_registry_of_onnx_runtime() -> None:
+    """In another process: listing kernels opens every provider that was built in, which may crash without its GPU."""
+    onnxruntime = runtime("onnxruntime", "onnxruntime-gpu")
+    listed = subprocess.run([sys.executable, "-c", KERNELS], capture_output=True, text=True, check=False)
+    kernels = json.loads(listed.stdout) if listed.returncode == 0 else []
+    if not kernels and not wanted("cuda"):
+        pytest.skip("this ONNX Runtime lists no CUDA kernels (pip install onnxruntime-gpu==1.31.1, on a GPU)")
+    assert onnxruntime.__version__.startswith("1.31"), "the table is that of another version"
+    open_ended = 2**31 - 1
+    for name in onnx.defs.get_all_schemas_with_history():
+        version = name.since_version
+        in_force = any(
+            onnx.defs.has(name.name, NEWEST, "") and onnx.defs.get_schema(name.name, o, "").since_version == version
+            for o in range(max(version, OLDEST), NEWEST + 1)
+            if not name.domain and not name.deprecated
+        )
+        if not in_force:
+            continue
+        matching = [
+            types
+            for op_type, first, last, types in kernels
+            if op_type == name.name and (first == version or (first < version <= last < open_ended))
+        ]
+        row = next((r for r in TABLES["cuda"].rows.get(name.name, ()) if r.first <= version <= r.last), None)
+        assert bool(matching) == (row is not None), (name.name, version)
+        for constraint in name.type_constraints if row is not None else ():
+            parameter = constraint.type_param_str
+            schema = {t[7:-1] for t in constraint.allowed_type_strs} & TYPES
+            theirs = {
+                t[7:-1] for types in matching for t in types.get(parameter, constraint.allowed_type_strs)
+            } & schema
+            assert row is not None
+            assert theirs == row.types.get(parameter, schema) & schema, (name.name, version, parameter)
+
+
+# TensorRT's parser
+
+
+@pytest.fixture(scope="session")
+def parse() -> Callable[[onnx.ModelProto], list[str]]:
+    """What TensorRT's parser has against a model; nothing, if it takes it."""
+    trt = runtime("tensorrt_rtx", "tensorrt-rtx-cu13")
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+
+    def complaints(model: onnx.ModelProto) -> list[str]:
+        network = builder.create_network(0)  # the parser writes into it, and does not keep it alive
+        parser = trt.OnnxParser(network, logger)
+        if parser.parse(model.SerializeToString()):
+            return []
+        return [parser.get_error(i).desc() for i in range(parser.num_errors)] or ["no reason given"]
+
+    return complaints
+
+
+@every_variant
+def test_tensorrt_reads_the_gradient_of_whatever_it_reads(sample: Sample, symbolic: bool, parse: Any) -> None:
+    """What it refuses, it refuses without the gradient too, and the table knows."""
+    model = gradient(sample, symbolic)
+    refused = parse(model)
+    if refused:
+        assert parse(sample.model(np.float32, symbolic=symbolic)), refused
+    assert bool(refused) == bool(unsupported(ir.from_proto(model), "tensorrt")), refused
+
+
+# Node cases where the parser of TensorRT for RTX is known to differ from that of TensorRT.
+RTX_ACCEPTS = {"Attention": "queries that are not 4-D", "Equal": "int8"}
+RTX_REFUSES = {
+    "DeformConv": "Plugin not found",
+    "Identity": "convert ONNX date type",  # of a sequence
+    "RoiAlign": "plugin was not found",
+    "TensorScatter": "is required to be 4D",
+}
+
+
+def test_the_tensorrt_table_agrees_with_the_parser_on_onnx_s_own_node_cases(parse: Any) -> None:
+    """The table against every one-node case of ONNX, raised to opset 18 where that is the same operator."""
+    tally: Counter[str] = Counter()
+    bad = []
+    for name, model in node_cases():
+        (node,) = model.graph.node
+        expected = [left.why for left in unsupported(ir.from_proto(model), "tensorrt")]
+        refused = parse(model)
+        if any("not known" in why for why in expected):
+            tally["not known"] += 1
+        elif bool(expected) == bool(refused):
+            tally["agree"] += 1
+        elif expected and RTX_ACCEPTS.get(node.op_type, "-") in expected[0]:
+            tally["RTX accepts more"] += 1
+        elif refused and RTX_REFUSES.get(node.op_type, "-") in refused[0]:
+            tally["RTX accepts less"] += 1
+        else:
+            bad.append((name, expected, refused))
+    assert not bad
+    assert tally["agree"] >= 600, tally
+
+
+def node_cases() -> list[tuple[str, onnx.ModelProto]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.case.node import collect_testcases
+
+        cases = collect_testcases(None)
+    found = []
+    for case in cases:
+        if len(case.model.graph.node) != 1 or case.model.graph.node[0].domain or not case.data_sets:
+            continue
+        model = onnx.ModelProto()
+        model.CopyFrom(case.model)
+        graph, imported = model.graph, next(o for o in model.opset_import if not o.domain)
+        op_type = graph.node[0].op_type
+        if imported.version < OLDEST and (
+            onnx.defs.get_schema(op_type, OLDEST, "").since_version
+            == onnx.defs.get_schema(op_type, imported.version, "").since_version
+        ):
+            imported.version = OLDEST
+        # axes, sizes and the like are constants in models, while the cases feed them
+        for value, x in list(zip(graph.input, case.data_sets[0][0], strict=True))[1:]:
+            if isinstance(x, np.ndarray | np.generic) and x.dtype in (np.int64, np.int32, np.bool_, np.uint8, np.int8):
+                graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(x), value.name))
+                graph.input.remove(value)
+        found.append((case.name, model))
+    return found
+
+
+# OpenVINO
+
+
+@pytest.fixture(scope="session")
+def openvino() -> Callable[[onnx.ModelProto, dict[str, Any]], dict[str, Any]]:
+    """Run a model on OpenVINO's CPU device in float32."""
+    ov = runtime("openvino", "openvino")
+    core = ov.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+
+    def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
+        compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
+        values = compiled(feeds)
+        return {name: values[name] for name in (output.name for output in model.graph.output)}
+
+    return run
+
+
+@every_variant
+def test_openvino_gives_the_gradient_of_onnx_runtime(sample: Sample, symbolic: bool, openvino: Any) -> None:
+    """In float32, at float noise: see the same test of ONNX Runtime against float64.
+
+    What it refuses, it refuses without the gradient too.
+    """
+    model = gradient(sample, symbolic)
+    feeds = sample.feeds(np.float32)
+    forward = OnnxRuntimeExecutor(sample.model(np.float32), threads=1, optimise=False)
+    rng = np.random.default_rng(7)
+    feeds |= {f"grad_{name}": rng.uniform(-1, 1, y.shape).astype(y.dtype) for name, y in forward(feeds).items()}
+    want = OnnxRuntimeExecutor(model, threads=1, optimise=False)(feeds)
+    try:
+        got = openvino(model, feeds)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            openvino(sample.model(np.float32, symbolic=symbolic), sample.feeds(np.float32))
+        return
+    for i in sample.wanted:
+        name = f"grad_x{i}"
+        np.testing.assert_allclose(got[name], want[name], rtol=0, atol=64 * EPS32 * np.abs(want[name]).max())
