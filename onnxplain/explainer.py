@@ -78,7 +78,7 @@ class Explainer(Closing):
     """A gradient model on a device. Made by `open`.
 
     `space` says how its input relates to pixels, `preprocess` how photos become inputs (None if the model does not
-    say), `head` what makes probabilities of its logits, `labels` names the classes (None if unknown), `notes` tells what
+    say), `head` what makes probabilities of its logits, `labels` names the classes (None if unknown), `notes` says what
     was cut off or passed over of the classifier, `usage` counts what has been spent. Threads may share it: they take
     turns.
     """
