@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
-from onnxplain.adapters.gradient.expr import Emit, Expr, op
+from onnxplain.adapters.gradient.expr import Emit
 from onnxplain.adapters.gradient.facts import Array
 from onnxplain.adapters.gradient.prepare import infer_shapes
 from onnxplain.adapters.gradient.sweep import kind, label, reads, subgraphs
@@ -73,7 +72,6 @@ def free_batch(model: ir.Model, x: ir.Value, logits: ir.Value) -> str | None:
     emit = Emit(model.graph)
     for edit in edits:
         edit(emit)
-    passes.TopologicalSortPass()(model)
     set_input_shape(model, x, [BATCH, *dims(x)[1:]])
     return None
 
@@ -132,8 +130,8 @@ def rows_of(node: ir.Node, rows: dict[ir.Value, int], size: int, edits: list[Edi
     elif name == "Slice":
         starts, ends = known(node, 1), known(node, 2)
         axes, steps = known(node, 3, np.arange(starts.size)) % rank, known(node, 4, np.ones(starts.size))
-        whole = (starts == 0) & (ends >= 2**31 - 1) & (steps == 1)
-        need(whole[axes == 0].all(), "it takes some of the samples")
+        entire = (starts == 0) & (ends >= 2**31 - 1) & (steps == 1)
+        need(entire[axes == 0].all(), "it takes some of the samples")
     elif name == "Pad":
         widths, axes = known(node, 1).reshape(2, -1), known(node, 3, np.arange(rank)) % rank
         need(not widths[:, axes == 0].any(), "it adds samples")
@@ -192,7 +190,8 @@ def resized(node: ir.Node, rank: int, edits: list[Edit]) -> None:
         need(known(node, 2)[axes.index(0)] == 1, "it resizes along the axis of the samples")
         return
     need(axes[0] == 0 and attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch", "its sizes mix axes")
-    edits.append(lambda emit: node.replace_input_with(3, run_time_shape(emit, node.inputs[0], sizes[1:]).value))
+    rest = sizes[1:].tolist()
+    edits.append(lambda emit: node.replace_input_with(3, run_time_shape(emit, node, node.inputs[0], rest)))
 
 
 def separate(equation: str | bytes, ours: Sequence[int]) -> None:
@@ -242,28 +241,39 @@ def known(node: ir.Node, index: int, default: Array | None = None) -> Array:
     return value.const_value.numpy()
 
 
-# Edits
+# Edits. Nodes are made bare: whatever is known of shapes when they are made still has the fixed batch in it.
 
 
 def replace(edits: list[Edit], node: ir.Node, index: int, values: Sequence[int]) -> None:
     """Give a node a constant of its own."""
-    edits.append(lambda emit: node.replace_input_with(index, emit.constant(np.asarray(values, np.int64)).value))
+    edits.append(lambda emit: node.replace_input_with(index, whole(emit, values)))
 
 
 def repeat(edits: list[Edit], node: ir.Node, index: int, like: ir.Value | None) -> None:
     """Repeat an input of one row as often as `like` has rows."""
+    value = node.inputs[index]
+    rest = [1] * (len(dims(value)) - 1)
 
     def edit(emit: Emit) -> None:
-        value = node.inputs[index]
-        assert value is not None
-        rest = np.ones(len(dims(value)) - 1, np.int64)
-        node.replace_input_with(index, op("Expand", Expr(emit, value), run_time_shape(emit, like, rest)).value)
+        repeated = bare(emit, node, "Expand", [value, run_time_shape(emit, node, like, rest)])
+        node.replace_input_with(index, repeated)
 
     edits.append(edit)
 
 
-def run_time_shape(emit: Emit, like: ir.Value | None, rest: Array) -> Expr:
-    """As many rows as `like` has when it runs, and the rest of a shape."""
-    assert like is not None
-    count = op("Shape", Expr(emit, like), start=0, end=1)
-    return op("Concat", count, emit.constant(np.asarray(rest, np.int64)), axis=0)
+def run_time_shape(emit: Emit, node: ir.Node, like: ir.Value | None, rest: Sequence[int]) -> ir.Value:
+    """As many rows as `like` has when the model runs, and the rest of a shape; for a node to read."""
+    count = bare(emit, node, "Shape", [like], start=0, end=1)
+    return bare(emit, node, "Concat", [count, whole(emit, rest)], axis=0)
+
+
+def whole(emit: Emit, values: Sequence[int]) -> ir.Value:
+    return emit.constant(np.asarray(values, np.int64)).value
+
+
+def bare(emit: Emit, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], **attributes: int) -> ir.Value:
+    """The output of a new node."""
+    name = emit.name(op_type)
+    node = ir.node(op_type, inputs, attributes, outputs=[ir.Value(name=name)], name=name)
+    emit.graph.insert_before(before, node)
+    return node.outputs[0]
