@@ -23,7 +23,6 @@ from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.protocol import Closing
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import Method, to_dict
-from onnxplain.engine.methods.baselines import channel_axis
 from onnxplain.engine.requests import Array, Gradients, Head, Kind, Logits, Objective, Points, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError
@@ -249,7 +248,7 @@ class Explainer(Closing):
             params=to_dict(method),
             diagnostics=attribution.diagnostics,
             provenance=self.provenance | {"seed": seed},
-            channel_axis=channel_axis(x, self.space) or 0,
+            channel_axis=self.channel_axis,
         )
 
     @cached_property
