@@ -93,6 +93,16 @@ class Facts:
         same = a.data is not None and b.data is not None and np.array_equal(a.data, b.data, equal_nan=True)
         return a.data if same else None
 
+    def counts(self, value: ir.Value, size: ir.Value, axis: int) -> bool:
+        """Whether a value is 0, 1, 2, ... in order, one for each place along an axis of another, for any batch."""
+        return all(
+            trial.data is not None
+            and over.shape is not None
+            and trial.data.size == over.shape[axis]
+            and np.array_equal(trial.data.ravel(), np.arange(trial.data.size))
+            for trial, over in zip(self.of(value), self.of(size), strict=True)
+        )
+
     def compute(self, value: ir.Value) -> Array | None:
         """A value of any size that is fixed, computed now; None if it is not fixed, or cannot be computed here."""
         found: dict[ir.Value, Array | None] = {}

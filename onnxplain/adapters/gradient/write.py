@@ -1,4 +1,4 @@
-"""A model as files: one file, or with its weights in a second one beside it where they are more than a file can hold."""
+"""A model as files: one, or two where there are more weights than a single file can hold."""
 
 from __future__ import annotations
 

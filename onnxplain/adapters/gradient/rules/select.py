@@ -41,6 +41,8 @@ def reverse_sequence(g: Expr, y: Expr, x: Expr, lengths: Expr, *, batch_axis: in
 def gather(g: Expr, y: Expr, x: Expr, indices: Expr, *, axis: int = 0) -> tuple[Any, ...]:
     """y_j = x_i(j) along one axis, an index of any shape in its place;  x̄_i = Σ ȳ_j over all i(j) = i."""
     axis %= x.rank
+    if x.emit.facts.counts(indices.value, x.value, axis):
+        return g.like(x), None  # a reshape, as which exporters write strided views
     places = constant(indices, "indices")
     flat = resized(g, axis, places.size, over=places.ndim)
     return put_back(flat, axis, counted(places, x.size(axis)).ravel(), x.size(axis)).like(x), None
