@@ -144,7 +144,7 @@ def objectives_of(meta: dict[str, str]) -> Any:
     """The codes of the objectives in a gradient model's metadata; None if they are not JSON."""
     try:
         return json.loads(meta.get("onnxplain.objectives", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

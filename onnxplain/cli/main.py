@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -107,6 +108,7 @@ def cli() -> None:
       4  a device, a runtime or a package is not usable
       5  the model is not supported
     """
+    logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # our errors say it, in one line
 
 
 def main() -> None:

@@ -58,6 +58,29 @@ def test_inspect_as_json(place):
     assert (found["gaps"], found["problems"], found["gradient_model"]) == ([], [], None)
 
 
+def test_inspect_tells_what_cuda_and_tensorrt_would_not_run(place):
+    """By half and operator; a classifier and its gradient model say the same of the gradient."""
+    assert "runs every node" in run("inspect", place.model).stdout
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]> classifier (float[N, 1, 6, 6] x) => (float[N, 16] z)
+        { pooled = MaxPool<kernel_shape = [2, 2], dilations = [2, 2]>(x) z = Flatten(pooled) }"""
+    )
+    dilated, gradient = place.add_model("dilated.onnx", model), place.root / "dilated.grad.onnx"
+    shown = run("inspect", dilated, "--preprocess", "none").stdout
+    assert "cuda               runs every node" in shown
+    assert "tensorrt forward   not MaxPool x1" in shown
+    assert "tensorrt backward  not MaxPool x1" in shown
+    assert "problem" not in shown
+    run("export", dilated, "-o", gradient, "--preprocess", "none")
+    for path in (dilated, gradient):
+        found = json.loads(run("inspect", path, "--preprocess", "none", "--format", "json").stdout)["runtimes"]
+        assert found["cuda"] == []
+        assert [(note["half"], note["op"], note["count"], note["why"]) for note in found["tensorrt"]] == [
+            ("forward", "MaxPool", 1, "dilations"),
+            ("backward", "MaxPool", 1, "dilations"),
+        ]
+
+
 def test_inspect_of_a_gradient_model_tells_its_origin(place):
     grad = place.root / "g.onnx"
     source = json.loads(run("inspect", place.model, "--format", "json").stdout)["sha256"]

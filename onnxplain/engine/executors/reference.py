@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as MaxPoolWithIndices
 from onnx.reference.ops.op_resize import Resize as InFloat32
+from onnx.reference.ops.op_scatter_elements import ScatterElements
 
 from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
 from onnxplain.errors import ExecutionError
@@ -313,6 +314,12 @@ class ConvTranspose(OpRun):
         return (y if b is None else y + b.reshape(-1, *[1] * spatial),)
 
 
+class Scatter(ScatterElements):
+    """What ScatterElements was called before opset 11."""
+
+    op_domain = ""
+
+
 def specs(values: Any) -> dict[str, TensorSpec]:
     """Tensor specs of a graph's inputs or outputs."""
 
@@ -330,7 +337,7 @@ class ReferenceExecutor(Closing):
     def __init__(self, model: onnx.ModelProto) -> None:
         operators = [
             *(Erf, Gelu, Pad, GatherElements, MaxPool, AveragePool, LpPool, GlobalMaxPool, GlobalLpPool),
-            *(GroupNormalization, LpNormalization, LRN, Resize, ConvTranspose),
+            *(GroupNormalization, LpNormalization, LRN, Resize, ConvTranspose, Scatter),
         ]
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model, new_ops=operators)
         constants = {tensor.name for tensor in model.graph.initializer}

@@ -13,6 +13,7 @@ import numpy as np
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op
 from onnxplain.adapters.gradient.facts import Array, Dim
 
+LARGEST = 2**24  # elements of a matrix that is written out
 RUNS = 4  # up to so many stretches are put back one by one
 
 
@@ -26,9 +27,14 @@ def put_back(g: Expr, axis: int, places: Array, size: int) -> Expr:
     stretches = runs(places)
     if len(stretches) <= RUNS:
         return add_all([place(g, axis, *stretch, size) for stretch in stretches])
-    table = inverse(places, size)
-    if table.size > RUNS * len(places):  # some places are taken much more often than others
+    most = int(np.bincount(places[places >= 0]).max())
+    if most * size > RUNS * (len(places) + size):  # some places are taken much more often than others
+        if len(places) * size > LARGEST:
+            raise UnsupportedCase(
+                f"{len(places):,} places among {size:,}, some taken {most:,} times: too many to write out"
+            )
         return pull(g, axis, np.asarray(places[:, None] == np.arange(size)))
+    table = inverse(places, size)
     if (table == len(places)).any():
         g = g.pad(axis, 0, 1)
     gathered = op("Gather", g, table.squeeze(1) if table.shape[1] == 1 else table, axis=axis)
@@ -102,7 +108,7 @@ def fixed(shape: tuple[Dim, ...]) -> int:
     return math.prod(sizes)
 
 
-def resized(x: Expr, axis: int, *sizes: int, over: int = 1) -> Expr:
+def resized(x: Expr, axis: int, *sizes: Dim, over: int = 1) -> Expr:
     """Reshape: `over` dimensions from `axis` on become the given ones."""
     return x.reshape((*x.shape[:axis], *sizes, *x.shape[axis + over :]))
 
@@ -112,6 +118,6 @@ def constant(value: Expr | None, what: str) -> Any:
     if value is None or value.constant is None:
         raise UnsupportedCase(
             f"{what} that only the run knows: no operator of all runtimes puts a cotangent back by them; "
-            f"next: export the model with constant {what}"
+            f"next: export the model with constant {what}, or with a fixed batch size"
         )
     return value.constant

@@ -69,8 +69,21 @@ def straight_through(
 def dequantize_linear(
     g: Expr, y: Expr, x: Expr, scale: Expr, zero: Expr | None = None, *, axis: int = 1, block_size: int = 0, **_: Any
 ) -> tuple[Any, ...]:
-    """y = (x - z) s;  x̄ = s ȳ."""
-    return lambda: g * spread(scale, y, axis, block_size), parameter, None
+    """y = (x - z) s;  x̄ = s ȳ,  s̄ = Σ ȳ (x - z)."""
+
+    def factor() -> Expr:
+        if block_size:
+            raise UnsupportedCase("the gradient with respect to the scales of blocks")
+        kind = scale.value.dtype or ir.DataType.FLOAT
+        whole = x.cast(kind)
+        total = g * (whole if zero is None else whole - spread(zero, y, axis, block_size).cast(kind))
+        return (
+            total
+            if scale.rank == 0 or scale.shape == (1,)
+            else total.sum([a for a in range(y.rank) if a != axis % y.rank])
+        )
+
+    return lambda: g * spread(scale, y, axis, block_size), factor, None
 
 
 def parameter() -> Expr:
