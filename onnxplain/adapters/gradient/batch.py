@@ -104,6 +104,9 @@ def rows_of(node: ir.Node, rows: dict[ir.Value, int], size: int, edits: list[Edi
                 same_for_all(value, rank)
     elif name in ALONG:
         need(attribute(node, "axis", ALONG[name]) % rank != 0, "it works along the axis of the samples")
+        if name.endswith("Normalization"):
+            for value in inputs[1:]:  # scale and bias, broadcast
+                same_for_all(value, rank)
     elif name.startswith("Reduce"):
         axes = known(node, 1)
         need(axes.size > 0 and not (axes % rank == 0).any(), "it reduces the axis of the samples")
