@@ -1,4 +1,4 @@
-"""Models of half precision: the way back is in float32, and gives what the model in float32 gives, but for its rounding."""
+"""Models of half precision: the way back is in float32, and gives what the same model in float32 gives."""
 
 from __future__ import annotations
 
@@ -74,9 +74,11 @@ def test_the_gradient_is_that_of_float32_but_for_the_rounding_of_the_forward_hal
 def test_small_cotangents_do_not_underflow() -> None:
     """1e-3 to the power of six, as a product of float16 factors, is nothing in float16 and a number in float32."""
     body = "".join(f"h{i + 1} = Mul(h{i}, c) " for i in range(5))
-    text = f"""<ir_version: 10, opset_import: ["" : 18]> small (float16[N, 3] x) => (float16[N, 3] y)
-        <float16[1] c = {{0.001}}> {{ h0 = Mul(x, c) {body} y = Identity(h5) }}"""
-    proto = onnx.parser.parse_model(text)
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 18]> small (float16[N, 3] x) => (float16[N, 3] y)
+        {{ h0 = Mul(x, c) {body} y = Identity(h5) }}"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray([1e-3], np.float16), "c"))
     classifier = gradient_model(proto)
     out = OnnxRuntimeExecutor(classifier)(
         {
