@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxplain.adapters.gradient.classifier import gradient_model
     from onnxplain.adapters.gradient.differentiate import Coverage, coverage, differentiate
-    from onnxplain.adapters.onnx_file import inspect, write_gradient_model
+    from onnxplain.adapters.onnx_file import inspect, verify, write_gradient_model
     from onnxplain.engine import methods, metrics
     from onnxplain.engine.explanation import Explanation
     from onnxplain.explainer import Explainer, open
@@ -27,6 +27,7 @@ __all__ = [
     "metrics",
     "open",
     "score_heatmaps",
+    "verify",
     "write_gradient_model",
 ]
 
@@ -41,6 +42,7 @@ _HOMES = {
     "inspect": "onnxplain.adapters.onnx_file",
     "open": "onnxplain.explainer",
     "score_heatmaps": "onnxplain.files",
+    "verify": "onnxplain.adapters.onnx_file",
     "write_gradient_model": "onnxplain.adapters.onnx_file",
 }
 

@@ -48,28 +48,36 @@ class Gap:
     why: str
 
 
+def by_operator(gaps: Sequence[Gap]) -> list[str]:
+    """Gaps as text: operator, number of nodes, the first one's name, and why."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for gap in gaps:
+        kinds.setdefault((gap.op, gap.why), []).append(gap.node)
+    return [
+        f"{op} x{len(nodes)} ({'node' if len(nodes) == 1 else 'first'}: {nodes[0]}): {why}"
+        for (op, why), nodes in sorted(kinds.items())
+    ]
+
+
 class NotDifferentiable(ModelError):
     """One or more operators on the way from input to output have no gradient."""
 
     def __init__(self, gaps: Sequence[Gap], model: str = "the model") -> None:
         self.gaps = tuple(gaps)
-        kinds: dict[tuple[str, str], list[str]] = {}
-        for gap in self.gaps:
-            kinds.setdefault((gap.op, gap.why), []).append(gap.node)
-        lines = [
-            f"  {op} x{len(nodes)} ({'node' if len(nodes) == 1 else 'first'}: {nodes[0]}): {why}"
-            for (op, why), nodes in sorted(kinds.items())
-        ]
         count = len({gap.op for gap in self.gaps})
         super().__init__(
             f"cannot differentiate {model}: {count} operator{'s' * (count != 1)} without a usable gradient rule\n"
-            + "\n".join(lines)
+            + "\n".join(f"  {line}" for line in by_operator(gaps))
             + "\nnext: explain an output before these nodes, or add a rule (docs/how-to/add-a-rule.md)"
         )
 
 
 class PartialGradientWarning(UserWarning):
-    """A gradient was asked for that stops at operators without one: it is not that of the model."""
+    """A gradient that stops at operators without one: it is not that of the model. `gaps` lists them."""
+
+    def __init__(self, gaps: Sequence[Gap]) -> None:
+        self.gaps = tuple(gaps)
+        super().__init__("the gradient is not that of the model, it stops at " + "; ".join(by_operator(gaps)))
 
 
 class ExecutionError(OnnxplainError):

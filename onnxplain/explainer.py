@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import ModelProto
 
+from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.prepare import ModelLike
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, properties
 from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
@@ -23,7 +24,7 @@ from onnxplain.engine.methods import Method, to_dict
 from onnxplain.engine.methods.baselines import channel_axis
 from onnxplain.engine.requests import Array, Gradients, Kind, Logits, Objective, Points, Program
 from onnxplain.engine.space import Space
-from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError
+from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError, by_operator
 from onnxplain.models.labels import labels_for
 from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find
 
@@ -41,6 +42,7 @@ def open(
     gradient: bool = True,
     range: tuple[float, float] | None = None,
     threads: int = 0,
+    on_unsupported: OnUnsupported = "error",
 ) -> Explainer:
     """Open a classifier or a gradient model for explaining. Use it as a context manager, or call `close`.
 
@@ -55,6 +57,7 @@ def open(
         gradient: False opens the forward half only, for scoring heatmaps; the model need not be differentiable then.
         range: the valid values of an input without preprocessing, for methods that work in pixel units.
         threads: of the runtime inside one operator; 0 lets it decide.
+        on_unsupported: what an operator without a gradient is, as in `differentiate`.
 
     Raises:
         ModelError: the model cannot be read, is no classifier, or cannot be differentiated.
@@ -63,7 +66,7 @@ def open(
     """
     if on != "cpu":
         raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
-    made = halves(model, preprocess, output, gradient=gradient)
+    made = halves(model, preprocess, output, gradient=gradient, on_unsupported=on_unsupported)
     return Explainer(made, batch_size=batch_size, range=range, threads=threads)
 
 
@@ -226,6 +229,7 @@ class Explainer(Closing):
             "model_sha256": self.metadata["onnxplain.source_sha256"],
             "space": self.metadata["onnxplain.space"],
             "preprocess": self.preprocess.to_dict() if self.preprocess else None,
+            "stopped": by_operator(stopped_at(self.metadata)),
             "on": "cpu",
             "batch_size": self.batch_size,
             "threads": self.threads,

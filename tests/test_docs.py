@@ -30,6 +30,7 @@ EXECUTED = [
         "docs/how-to/add-a-method.md",
         "docs/how-to/export-your-model.md",
         "docs/how-to/score-other-tools-heatmaps.md",
+        "docs/how-to/verify-a-gradient.md",
     )
 ]
 PAGES = [
@@ -37,7 +38,11 @@ PAGES = [
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
 NEEDS = {"docs/how-to/export-your-model.md": ("torch", "onnxscript")}  # frameworks; without them the page is skipped
-ON_STAGE = ("README.md", "docs/how-to/score-other-tools-heatmaps.md")  # they find a model.onnx and a photo.jpg
+ON_STAGE = (  # they find a model.onnx and a photo.jpg
+    "README.md",
+    "docs/how-to/score-other-tools-heatmaps.md",
+    "docs/how-to/verify-a-gradient.md",
+)
 # Commands that set a machine up, and so are not run: the beginnings of commands, as they stand between `&&`.
 INSTALLS = ("pip install", "python -m venv", ". .venv/", "pytest")
 FENCES = {"python", "bash", "text", "json", "diff"}

@@ -97,11 +97,11 @@ def check_command(patterns: tuple[str, ...], folder: Path, redo: bool, only: tup
 @main.command("gaps")
 @FOLDER
 def gaps_command(folder: Path) -> None:
-    """Per operator and reason: in how many models it stands in the way. Looks at the latest result of each model."""
-    from bench.coverage.table import gaps, latest
+    """Each operator that stands in the way, in how many models, and a reason. Of the latest result of each model."""
+    from bench.coverage.table import clipped, gaps, latest, short
 
-    for op, why, names in gaps(latest(read(folder / "results.jsonl"))):
-        click.echo(f"{len(names):4} {op}: {why} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+    for op, names, why in gaps(latest(read(folder / "results.jsonl"))):
+        click.echo(f"{len(names):4} {op}: {short(names)}: {clipped(why)}")
 
 
 @main.command("table")

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from bench.coverage.zoo import Entry
 
+Function = Callable[[Tensor], Tensor]
+
 ALIVE = 1e-3  # logits of two images differ by at least this much, relatively
 
 
@@ -25,24 +27,33 @@ def export(entry: Entry, folder: Path) -> None:
         from bench.coverage.light import light
 
         model, function = light(entry.architecture)
+        single = double = function
     else:
         from bench.coverage.nets import build
 
         net = build(entry.source, entry.architecture, entry.size)
-        model, function = to_onnx(net, entry), copy.deepcopy(net).double()
+        model, single, double = to_onnx(net, entry), net, copy.deepcopy(net).double()
     onnx.save(model, folder / f"{entry.name}.onnx")
-    np.savez(folder / f"{entry.name}.npz", **reference(function, entry.size))
+    part = folder / f"{entry.name}.part.npz"
+    np.savez(part, **reference(single, double, entry.size))
+    part.replace(folder / f"{entry.name}.npz")
 
 
-def reference(function: Callable[[Tensor], Tensor], size: int, seed: int = 1) -> dict[str, np.ndarray]:
-    """Two random images, random weights of the classes, float64 logits, and the gradient of their weighted sum."""
+def reference(single: Function, double: Function, size: int, seed: int = 1) -> dict[str, np.ndarray]:
+    """Two random images, random weights of their classes, and what PyTorch says in float64 and in float32.
+
+    `gradient` is that of the weighted sum of the logits.
+    """
     rng = np.random.default_rng(seed)
     images = rng.standard_normal((2, 3, size, size), np.float32)
-    leaf = torch.from_numpy(images.astype(np.float64)).requires_grad_()
-    logits = function(leaf)
-    target = rng.standard_normal(tuple(logits.shape), np.float32)
-    (gradient,) = torch.autograd.grad((logits * torch.from_numpy(target.astype(np.float64))).sum(), leaf)
-    found = {"x": images, "target": target, "logits": logits.detach().numpy(), "gradient": gradient.numpy()}
+    with torch.no_grad():
+        target = rng.standard_normal(tuple(single(torch.from_numpy(images)).shape), np.float32)
+    found = {"x": images, "target": target}
+    for function, dtype, mark in ((double, np.float64, ""), (single, np.float32, "32")):
+        leaf = torch.from_numpy(images.astype(dtype)).requires_grad_()
+        logits = function(leaf)
+        (gradient,) = torch.autograd.grad((logits * torch.from_numpy(target.astype(dtype))).sum(), leaf)
+        found |= {f"logits{mark}": logits.detach().numpy(), f"gradient{mark}": gradient.numpy()}
     first, second = found["logits"]
     if not np.isfinite(found["gradient"]).all() or np.abs(first - second).max() < ALIVE * np.abs(first).max():
         raise ValueError("the random weights do not keep this net alive: its logits hardly depend on the image")

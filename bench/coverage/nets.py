@@ -46,7 +46,8 @@ HUGGING_FACE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "bit": ("Bit", 64, {"embedding_size": 16, "hidden_sizes": [32, 64, 96, 128], "depths": [1] * 4, "num_groups": 8}),
 }  # fmt: skip
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+NORMS = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm)
 TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"init_weights": False},  # drawn anew below, and theirs takes a minute
     "inception_v3": {"init_weights": False},
@@ -83,37 +84,42 @@ def build(source: str, architecture: str, size: int, seed: int = 0) -> nn.Module
     return net.eval().requires_grad_(False)
 
 
+@torch.no_grad()
 def enliven(net: nn.Module) -> None:
     """Draw weights that keep activations at their size from layer to layer.
 
     What frameworks start training from would hide layers: residual branches scaled by 1e-6, heads and last scales of
-    zero, weights so small that a deep net's logits do not depend on its input.
+    zero, weights so small that a deep net's logits do not depend on its input. The biases of BatchNormalization keep
+    most activations off the kink of ReLU: float32 rounds some to its other side, and a deep random net makes so much of
+    that that PyTorch's own float32 gradient of a ResNet-50 is at a cosine of 0.9996 to its float64 gradient.
     """
-    normed = set()
+    drawn = set()
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             gain = 1.0 if isinstance(module, nn.Linear) else math.sqrt(2)
             nn.init.normal_(module.weight, std=gain / math.sqrt(module.weight[0].numel()))
         elif isinstance(module, NORMS) and module.weight is not None:
             nn.init.uniform_(module.weight, 0.7, 1.3)
-            normed.add(module.weight)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter in normed or parameter.numel() == 0 or (parameter != parameter.flatten()[0]).any():
-                continue
-            level = parameter.flatten()[0].item()
-            if level == 0:
-                parameter.normal_(std=0.2)
-            else:
-                parameter.uniform_(0.7, 1.3).mul_(math.copysign(max(abs(level), 0.5), level))
+            drawn.add(module.weight)
+            if isinstance(module, BATCH_NORM) and module.bias is not None:
+                nn.init.uniform_(module.bias, 1, 2).mul_(torch.randn_like(module.bias).sign())
+                drawn.add(module.bias)
+    for parameter in net.parameters():
+        if parameter in drawn or parameter.numel() == 0 or (parameter != parameter.flatten()[0]).any():
+            continue
+        level = parameter.flatten()[0].item()
+        if level == 0:
+            parameter.normal_(std=0.2)
+        else:
+            parameter.uniform_(0.7, 1.3).mul_(math.copysign(max(abs(level), 0.5), level))
 
 
+@torch.no_grad()
 def settle(net: nn.Module, x: Tensor) -> None:
     """Take the running statistics of BatchNormalization from a batch, as training would have."""
     net.eval()
     for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BATCH_NORM):
             module.momentum = 1.0
             module.train()
-    with torch.no_grad():
-        net(x)
+    net(x)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -23,15 +25,26 @@ from onnxplain.adapters.gradient.classifier import (
     logits_model,
     source_sha256,
 )
-from onnxplain.adapters.gradient.differentiate import as_message
+from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, stopped_at
 from onnxplain.adapters.gradient.portability import TABLES, Note, Runtime, notes
 from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
+from onnxplain.adapters.verify import verify_gradient
 from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.requests import log_softmax, softmax
-from onnxplain.errors import ExecutionError, Gap, InvalidModel, NotDifferentiable, OnnxplainError, UsageError
+from onnxplain.engine.verify import Verification
+from onnxplain.errors import (
+    ExecutionError,
+    Gap,
+    InvalidModel,
+    NotDifferentiable,
+    OnnxplainError,
+    PartialGradientWarning,
+    UsageError,
+    by_operator,
+)
 from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec, find, normalise
 
 Preprocess: TypeAlias = PreprocessSpec | str | os.PathLike[str] | None
@@ -48,9 +61,16 @@ class Halves:
 
 
 def halves(
-    model: ModelLike, preprocess: Preprocess = AUTO, output: str | None = None, *, gradient: bool = True
+    model: ModelLike,
+    preprocess: Preprocess = AUTO,
+    output: str | None = None,
+    *,
+    gradient: bool = True,
+    on_unsupported: OnUnsupported = "error",
 ) -> Halves:
     """The halves of whatever was given, a classifier or a gradient model; without `gradient` the forward one only.
+
+    `on_unsupported` is that of `differentiate`.
 
     Raises:
         ModelError: the model cannot be read, is neither, or cannot be differentiated.
@@ -72,6 +92,8 @@ def halves(
             )
         if given is not None:
             find(path, given=given, metadata=ours.metadata_props)  # which says so if they differ
+        if gradient and (stopped := stopped_at(ours.metadata_props)):
+            warnings.warn(PartialGradientWarning(stopped), stacklevel=2)
         own = as_message(ours)
         return Halves(forward_model(own), own if gradient else None)
     if given is not None or preprocess == AUTO:
@@ -79,9 +101,10 @@ def halves(
     else:
         assert preprocess is None or isinstance(preprocess, PreprocessSpec)
         spec = preprocess
-    make = gradient_model if gradient else logits_model
-    made = make(model, preprocess=spec, output=output)
-    return Halves(forward_model(made), made) if gradient else Halves(made, None)
+    if not gradient:
+        return Halves(logits_model(model, preprocess=spec, output=output), None)
+    made = gradient_model(model, preprocess=spec, output=output, on_unsupported=on_unsupported)
+    return Halves(forward_model(made), made)
 
 
 def properties(model: onnx.ModelProto) -> dict[str, str]:
@@ -166,7 +189,7 @@ class Inspection:
     gaps: list[Gap]  # nodes that the gradient cannot pass
     preprocess: dict[str, Any] | None
     preprocess_from: str | None  # where it was found; or, if it was not, what was looked for
-    gradient_model: dict[str, Any] | None  # space, objectives, source and version, if it is a gradient model
+    gradient_model: dict[str, Any] | None  # space, objectives, source, version and stops, if it is a gradient model
     runtimes: dict[Runtime, list[Note]]  # what each would not run, in either half; empty if neither could be made
     problems: list[str]
 
@@ -240,6 +263,7 @@ def gradient_facts(meta: dict[str, str]) -> dict[str, Any]:
         "objectives": objectives_of(meta),
         "source_sha256": meta.get("onnxplain.source_sha256"),
         "version": meta.get("onnxplain.version"),
+        "stopped": by_operator(stopped_at(meta)),
     }
 
 
@@ -258,10 +282,11 @@ class WrittenModel:
 
 @dataclass(frozen=True)
 class Exported:
-    """What `write_gradient_model` wrote, and by how much its logits differ from the source's (None: not verified)."""
+    """What `write_gradient_model` wrote; and, if it was verified, by how much the logits differ from the source's."""
 
     files: list[WrittenModel]
     difference: float | None
+    verification: Verification | None
 
 
 def write_gradient_model(
@@ -273,18 +298,20 @@ def write_gradient_model(
     classifier: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     verify: bool = True,
+    on_unsupported: OnUnsupported = "error",
 ) -> Exported:
     """Write the gradient model of a classifier file, and to `classifier` the classifier itself.
 
     The latter is the source as it is, in one file: with its weights inside, and its preprocessing in the metadata.
-    Folders are made if need be. With `verify` the gradient model must give the logits of the source, on ONNX Runtime,
-    before anything is written; its gradient is not verified.
+    Folders are made if need be. With `verify` the gradient model must give the logits of the source, and its gradient
+    must not be found wrong, before anything is written; see the function `verify`. `on_unsupported` is that of
+    `differentiate`.
 
     Raises:
         ModelError: the source cannot be read, is no classifier, or cannot be differentiated.
         UsageError: no preprocessing was found, or the arguments contradict each other.
         BackendMissing: `verify` without ONNX Runtime.
-        ExecutionError: the logits differ by more than float noise.
+        ExecutionError: the logits differ by more than float noise, or the gradient is wrong.
         OutputError: a file is there already (without `overwrite`) or cannot be written.
     """
     targets = [Path(path) for path in (out, classifier) if path is not None]
@@ -296,13 +323,21 @@ def write_gradient_model(
         raise UsageError(f"{source} is a gradient model already; next: use it as it is, or export its classifier")
     for path in targets:
         writable_file(path)
-    made = halves(source, preprocess, output)
+    made = halves(source, preprocess, output, on_unsupported=on_unsupported)
     assert made.gradient is not None
-    difference = verified(source, made.gradient, made.logits, output) if verify else None
+    difference = verification = None
+    if verify:
+        difference = verified(source, made.gradient, made.logits, output)
+        verification = verify_gradient(made.gradient, made.logits)
+        if verification.verdict == "failed":
+            raise ExecutionError(
+                f"{source}: the gradient model that was made of it is wrong, and nothing was written: "
+                f"{verification.failures[0]}; next: report this with the model, it is a bug of onnxplain or the runtime"
+            )
     written = [write_model(made.gradient, targets[0], overwrite)]
     if classifier is not None:
         written.append(write_model(plain_classifier(source, made.gradient), targets[1], overwrite))
-    return Exported(written, difference)
+    return Exported(written, difference, verification)
 
 
 def plain_classifier(source: str | os.PathLike[str], gradient: onnx.ModelProto) -> onnx.ModelProto:
@@ -337,9 +372,9 @@ def verified(
         draw = np.random.default_rng(0)
         worst, largest = 0.0, 1.0
         for _ in range(4):
-            x = draw.random((1, *(int(d or 1) for d in input.shape[1:])))
+            x = draw.random((1, *(int(d or 1) for d in input.shape[1:]))).astype(input.dtype)
             model_space = x if spec is None else normalise(x, spec)
-            (mine,) = ours({name: x.astype(input.dtype)}).values()
+            (mine,) = ours({name: x}).values()
             mine = mine if after is None else after(mine)
             answer = theirs({given: np.ascontiguousarray(model_space, input.dtype)})[str(named.name)].reshape(
                 mine.shape
@@ -348,10 +383,73 @@ def verified(
             largest = max(largest, float(np.abs(answer).max()))
     if not worst <= TOLERANCE[input.dtype.name] * largest:  # NaN is a failure too
         raise ExecutionError(
-            f"{source}: the logits of its gradient model differ from its own by up to {worst:.3g}, which is more than "
-            "float noise; nothing was written; next: report this with the model, it is a bug of onnxplain"
+            f"{source}: the logits of the gradient model differ from its own by up to {worst:.3g}, which is more than "
+            "float noise; next: if the gradient model was made of this file by this version, report it, it is a bug"
         )
     return worst
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What `verify` found.
+
+    `difference` is by how much the logits differ from the classifier's, with the runtime's optimiser off, over four
+    random images; None where there was no classifier to compare with.
+    """
+
+    model: str
+    on: str
+    difference: float | None
+    gradient: Verification
+
+    @property
+    def passed(self) -> bool:
+        return self.gradient.passed
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    on: str = "cpu",
+    preprocess: Preprocess = AUTO,
+    output: str | None = None,
+    classifier: str | os.PathLike[str] | None = None,
+    images: Sequence[str | os.PathLike[str]] = (),
+    range: tuple[float, float] | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    threads: int = 0,
+    on_unsupported: OnUnsupported = "error",
+) -> Verified:
+    """Prove a gradient model on this machine, without any framework: that its gradient is the derivative of its logits.
+
+    `path` is a gradient model, or a classifier, whose gradient model is made and compared with it. `classifier` is the
+    file that a gradient model is to be compared with; `output` names its logits. The test is done at `images`, photos,
+    or at random ones, drawn from `range` where the input is not pixels. See `engine.verify` for what it proves.
+
+    Raises:
+        ModelError: the model cannot be read, or not be differentiated.
+        UsageError: no preprocessing was found, or the arguments contradict the model.
+        InputError: a photo cannot be read.
+        BackendMissing, BackendFailed: the runtime is not installed, or failed.
+        ExecutionError: the logits differ from the classifier's by more than float noise, or NaN or Inf came out.
+    """
+    if on != "cpu":
+        raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
+    ready = GRADIENT_MODEL_KEY in read(path).metadata_props
+    if not ready and classifier is not None:
+        raise UsageError(f"{path} is a classifier itself, and compared with; next: leave the other classifier out")
+    made = halves(path, preprocess, None if ready else output, on_unsupported=on_unsupported)
+    assert made.gradient is not None
+    source = classifier if ready else path
+    return Verified(
+        model=str(path),
+        on=on,
+        difference=None if source is None else verified(source, made.gradient, made.logits, output),
+        gradient=verify_gradient(
+            made.gradient, made.logits, images=images, range=range, seed=seed, batch_size=batch_size, threads=threads
+        ),
+    )
 
 
 def write_model(model: onnx.ModelProto, path: Path, overwrite: bool) -> WrittenModel:

@@ -14,6 +14,7 @@ from onnxplain.cli.tables import as_text
 from onnxplain.cli.terminal import result, terminal
 
 if TYPE_CHECKING:
+    from onnxplain.adapters.gradient.differentiate import OnUnsupported
     from onnxplain.engine.drive import Outcome
     from onnxplain.engine.explanation import Explanation
 
@@ -40,12 +41,14 @@ COLUMNS = {
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random numbers.")
 @options.reduce
+@options.on_unsupported
 @options.opening
 @options.overwrite
 @options.format("text", "json", "jsonl", "csv")
 def command(
     model: Path, images: tuple[Path, ...], output: Path, ids: tuple[str, ...], settings: tuple[str, ...],
-    target: int | None, seed: int, reduce: str, opening: Mapping[str, Any], overwrite: bool, form: str,
+    target: int | None, seed: int, reduce: str, opening: Mapping[str, Any], on_unsupported: OnUnsupported,
+    overwrite: bool, form: str,
 ) -> int:  # fmt: skip
     """Explain photos: a heatmap file (.npz) and an overlay picture (.png) for each photo and method.
 
@@ -67,7 +70,9 @@ def command(
     for path in skipped:
         terminal().say(f"skipped {path}: not an image")
     results = list(plan_results(photos, ids, output, overwrite=overwrite).values())
-    with open(model, **opening) as explainer:
+    with options.warnings_said():
+        opened = open(model, **opening, on_unsupported=on_unsupported)
+    with opened as explainer:
 
         def start(observe: Observe) -> Iterator[Outcome[Explanation]]:
             outcomes = explain_photos(explainer, photos, methods, target, seed, observe=observe)

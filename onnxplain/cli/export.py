@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from onnxplain.cli import options
 from onnxplain.cli.tables import as_json
 from onnxplain.cli.terminal import result, terminal
+from onnxplain.cli.verify import logits, summary
+
+if TYPE_CHECKING:
+    from onnxplain.adapters.gradient.differentiate import OnUnsupported
 
 
 @options.command("export")
@@ -24,8 +29,9 @@ from onnxplain.cli.terminal import result, terminal
     "--verify/--no-verify",
     default=True,
     show_default=True,
-    help="Compare its logits (not its gradient) with the source's on ONNX Runtime before writing.",
+    help="Prove it before it is written, as the command `verify` does.",
 )
+@options.on_unsupported
 @options.overwrite
 @options.format("text", "json")
 def command(
@@ -35,6 +41,7 @@ def command(
     preprocess: str | None,
     output_name: str | None,
     verify: bool,
+    on_unsupported: OnUnsupported,
     overwrite: bool,
     form: str,
 ) -> None:
@@ -49,24 +56,29 @@ def command(
     """
     from onnxplain.adapters.onnx_file import write_gradient_model
 
-    done = write_gradient_model(
-        source,
-        output,
-        preprocess=options.preprocess_of(preprocess),
-        output=output_name,
-        classifier=classifier,
-        overwrite=overwrite,
-        verify=verify,
-    )
+    with options.warnings_said():
+        done = write_gradient_model(
+            source,
+            output,
+            preprocess=options.preprocess_of(preprocess),
+            output=output_name,
+            classifier=classifier,
+            overwrite=overwrite,
+            verify=verify,
+            on_unsupported=on_unsupported,
+        )
+    found = done.verification
+    if found is None:
+        terminal().say("warning: not verified (--no-verify)", -1)
+    elif not found.passed:
+        for line in summary(found):
+            terminal().say(f"warning: the gradient is not verified: {line}", -1)
     if form == "json":
         result(as_json(asdict(done)))
         return
     for file in done.files:
         result(f"{file.path}  {file.bytes:,} bytes, {file.nodes} nodes, SHA-256 {file.sha256}")
-    if done.difference is None:
-        terminal().say("warning: not verified against the source (--no-verify)", -1)
-    else:
-        result(
-            f"logits verified on 4 random images: they differ from the source's by at most {done.difference:.3g}; "
-            "the gradient itself is not verified"
-        )
+    if found is not None:
+        result(f"logits: {logits(done.difference)}")
+    if found is not None and found.passed:
+        result("\n".join(f"gradient: {line}" for line in summary(found)))

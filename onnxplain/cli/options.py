@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,6 +71,13 @@ preprocess = click.option(
 )
 output_name = click.option("--output-name", metavar="NAME", help="The output with the logits, where there are several.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace results that are there already.")
+on_unsupported = click.option(
+    "--on-unsupported",
+    type=click.Choice(("error", "stop-gradient")),
+    default="error",
+    show_default=True,
+    help="What an operator without a gradient is: an error, or an end of the gradient, which then is not the model's.",
+)
 on = click.option("--on", default="cpu", show_default=True, metavar="DEVICE", help="Device and runtime: cpu.")
 threads = click.option(
     "--threads",
@@ -119,6 +128,19 @@ def opening(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (on, threads, batch_size, output_name, preprocess):  # the last one is listed first
         command = option(command)
     return command
+
+
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """Say warnings of a gradient that stops, one line each; they are said even if the terminal is to be quiet."""
+    from onnxplain.errors import PartialGradientWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", PartialGradientWarning)
+        yield
+    for warning in caught:
+        terminal().say(f"warning: {warning.message}", -1)
 
 
 def preprocess_of(text: str | None) -> str | None:

@@ -16,7 +16,7 @@ import onnx
 import onnx.parser
 import pytest
 from PIL import Image
-from tiny import FAST, SPEC, classifier, run
+from tiny import FAST, SPEC, classifier, complain, run
 
 import onnxplain as ox
 from onnxplain.engine.explanation import Explanation
@@ -56,6 +56,29 @@ def test_inspect_as_json(place):
     assert found["parameters"] == 4 * 27 + 5 * 256
     assert found["preprocess"]["image_mean"] == SPEC["image_mean"]
     assert (found["gaps"], found["problems"], found["gradient_model"]) == ([], [], None)
+
+
+def test_inspect_tells_what_cuda_and_tensorrt_would_not_run(place):
+    """By half and operator; a classifier and its gradient model say the same of the gradient."""
+    assert "runs every node" in run("inspect", place.model).stdout
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]> classifier (float[N, 1, 6, 6] x) => (float[N, 16] z)
+        { pooled = MaxPool<kernel_shape = [2, 2], dilations = [2, 2]>(x) z = Flatten(pooled) }"""
+    )
+    dilated, gradient = place.add_model("dilated.onnx", model), place.root / "dilated.grad.onnx"
+    shown = run("inspect", dilated, "--preprocess", "none").stdout
+    assert "cuda               runs every node" in shown
+    assert "tensorrt forward   not MaxPool x1" in shown
+    assert "tensorrt backward  not MaxPool x1" in shown
+    assert "problem" not in shown
+    run("export", dilated, "-o", gradient, "--preprocess", "none")
+    for path in (dilated, gradient):
+        found = json.loads(run("inspect", path, "--preprocess", "none", "--format", "json").stdout)["runtimes"]
+        assert found["cuda"] == []
+        assert [(note["half"], note["op"], note["count"], note["why"]) for note in found["tensorrt"]] == [
+            ("forward", "MaxPool", 1, "dilations"),
+            ("backward", "MaxPool", 1, "dilations"),
+        ]
 
 
 def test_inspect_of_a_gradient_model_tells_its_origin(place):
@@ -156,8 +179,9 @@ def test_export_with_an_output_name_and_without_preprocessing(place):
     model = place.add_model("many.onnx", classifier(outputs=2), spec=None)
     result = run("export", model, "-o", place.root / "g.onnx", "--output-name", "more0", "--preprocess", "none")
     assert result.exit_code == 0
-    assert "logits verified on 4 random images" in result.stdout
-    assert "the gradient itself is not verified" in result.stdout
+    assert "logits: those of the classifier" in result.stdout
+    assert "gradient: the derivative of the logits" in result.stdout
+    assert "would have been noticed" in result.stdout
     found = json.loads(run("inspect", place.root / "g.onnx", "--format", "json").stdout)
     assert found["gradient_model"]["space"] == "model"
 
@@ -182,11 +206,98 @@ def test_export_fails_and_writes_nothing_where_logits_differ(place, monkeypatch)
     assert place.files() == before
 
 
+def test_export_fails_and_writes_nothing_where_the_gradient_is_wrong(place, monkeypatch):
+    from onnxplain.adapters.gradient.registry import DEFAULT, Entry
+
+    monkeypatch.setitem(DEFAULT, "Relu", Entry(lambda g, y, x: g, DEFAULT["Relu"].broadcastable))
+    before = place.files()
+    complain(run("export", place.model, "-o", place.root / "g.onnx"), 1, "nothing was written", "noise explains")
+    assert place.files() == before
+    complain(run("export", place.model, "-o", place.root / "g.onnx", "--no-verify"), 0, "not verified")
+    assert run("verify", place.root / "g.onnx").exit_code == 1
+
+
 def test_a_gradient_model_is_not_exported_again(place):
     run("export", place.model, "-o", place.root / "g.onnx")
     result = run("export", place.root / "g.onnx", "-o", place.root / "h.onnx")
     assert result.exit_code == 2
     assert "gradient model already" in result.stderr
+
+
+# verify
+
+
+def test_verify_passes_a_gradient_model_and_tells_what_it_would_have_noticed(place):
+    grad = place.root / "g.onnx"
+    assert run("export", place.model, "-o", grad).exit_code == 0
+    shown = run("verify", grad, "--classifier", place.model, "--image", place.photos[0], "--image", place.photos[1])
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert "bit for bit" in shown.stdout
+    assert "would have been noticed" in shown.stdout
+    found = json.loads(run("verify", grad, "--format", "json", "--seed", "3").stdout)
+    assert found["schema_version"] == 1
+    assert found["difference"] is None
+    assert found["gradient"]["verdict"] == "passed"
+    assert 0 < found["gradient"]["along"] < 0.1
+    assert "not compared with a classifier" in run("verify", grad).stdout
+
+
+def test_verify_makes_the_gradient_model_of_a_classifier(place):
+    plain = place.add_model("plain.onnx", classifier(), spec=None)
+    shown = run("verify", plain, "--preprocess", "none", "--range", "-1", "1")
+    assert shown.exit_code == 0
+    assert "bit for bit" in shown.stdout
+    complain(run("verify", place.model, "--classifier", plain), 2, "is a classifier itself")
+    complain(run("verify", place.model, "--on", "cuda"), 2, "'cpu' only")
+    complain(run("verify", plain, "--preprocess", "none", "--range", "1", "-1"), 2, "range")
+    complain(run("verify", plain, "--preprocess", "none", "--image", place.photos[0]), 2, "no preprocessing")
+
+
+def test_verify_fails_for_another_classifier(place):
+    other = classifier()
+    for tensor in other.graph.initializer:
+        if tensor.name == "f":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.01), "f"))
+    path = place.add_model("other.onnx", other)
+    run("export", place.model, "-o", place.root / "g.onnx")
+    complain(run("verify", place.root / "g.onnx", "--classifier", path), 1, "differ from its own", "other.onnx")
+
+
+# a gradient that stops
+
+
+def test_a_gradient_that_stops_is_loud_wherever_it_goes(place):
+    """On stderr, each operator with its count and first node, even if quiet; and in the files."""
+    model = classifier()
+    model.graph.node.insert(1, onnx.helper.make_node("GridSample", ["a", "places"], ["s"], name="odd"))
+    model.graph.node[2].input[0] = "s"
+    places = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 2)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(places, "places"))
+    model.graph.node.insert(0, onnx.helper.make_node("Flatten", ["x"], ["xs"]))
+    model.graph.node.append(onnx.helper.make_node("MatMul", ["xs", "m"], ["z"]))
+    model.graph.node.append(onnx.helper.make_node("Add", ["logits", "z"], ["sum"]))
+    skip = np.random.default_rng(1).normal(size=(192, 5)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(skip, "m"))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    model.graph.output[0].name = "sum"
+    path, grad = place.add_model("odd.onnx", model), place.root / "g.onnx"
+    complain(run("export", path, "-o", grad), 5, "GridSample", lines=3)
+    done = run("export", path, "-o", grad, "--on-unsupported", "stop-gradient", "-q")
+    assert done.exit_code == 0
+    assert "GridSample x1 (node: odd)" in done.stderr
+    assert "the gradient is not verified" in done.stderr
+    assert "GridSample x1" in run("inspect", grad).stdout
+    for name, options in ((grad, ()), (path, ("--on-unsupported", "stop-gradient"))):
+        shown = run("verify", name, *options)
+        assert shown.exit_code == 1
+        assert "partial" in shown.stdout
+        assert "GridSample x1" in shown.stderr
+        out = place.root / f"out-{name.stem}"
+        told = run("explain", name, place.photos[0], *FAST, "-o", out, "--format", "json", *options)
+        assert told.exit_code == 0
+        assert "GridSample x1" in told.stderr
+        (row,) = rows_of(told)
+        assert "GridSample x1" in Explanation.load(row["heatmap"]).provenance["stopped"][0]
 
 
 # explain

@@ -428,6 +428,9 @@ def verdict(
         return Result(input=wrt, verdict=Verdict.FAILED, counts=told.counts, why=why)
     there = np.concatenate([(cotangents[name] * s.change)[s.sure].ravel() for name, s in told.slopes.items()])
     here = (back * told.v).ravel()
+    if not np.isfinite(here).all() and not all(s.sure.all() for s in told.slopes.values()):
+        # Infinitely steep at an element that tells nothing: 0 times that is NaN, an error and no wrong number.
+        return untold(wrt, "non-finite")
     if not abs(there.sum() - here.sum()) <= 10 * AGREE * (np.abs(there).sum() + np.abs(here).sum()) + 1e-12:
         why = f"{wrt}: <ȳ, J v> = {there.sum():.6g} but <x̄, v> = {here.sum():.6g}"
         return Result(input=wrt, verdict=Verdict.WRONG, counts=told.counts, why=why)

@@ -28,6 +28,7 @@ from onnxplain.adapters.gradient.expr import PREFIX
 from onnxplain.adapters.gradient.portability import OLDEST, TABLES, TYPES, Runtime, unsupported
 from onnxplain.adapters.gradient.registry import ALLOWED
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
+from onnxplain.errors import BackendFailed
 
 EPS32 = float(np.finfo(np.float32).eps)
 NEWEST = onnx.defs.onnx_opset_version()
@@ -58,19 +59,15 @@ def test_what_rules_emit_runs_on_cuda_and_tensorrt(sample: Sample, symbolic: boo
     assert backward <= {(left.op, left.why) for left in found if not left.node.startswith(PREFIX)}
 
 
-# Operators that rules emit and that CUDA has in older versions only, from the opset on that brought the new version.
-CUDA_LAGS = {"MaxPool": 22, "Cast": 28}
-
-
 @pytest.mark.parametrize("opset", range(OLDEST, NEWEST + 1))
-def test_at_newer_opsets_cuda_lags_for_few_that_rules_emit(opset: int) -> None:
+def test_at_newer_opsets_cuda_lags_for_max_pool_only(opset: int) -> None:
     """A model keeps its opset if that is newer than 18, so what rules emit is of that opset too."""
-    lagging = set()
-    for name in ALLOWED:
-        version = onnx.defs.get_schema(name, opset, "").since_version
-        if not any(row.first <= version <= row.last for row in TABLES["cuda"].rows[name]):
-            lagging.add(name)
-    assert lagging == {name for name, since in CUDA_LAGS.items() if opset >= since}
+    table = TABLES["cuda"]
+    versions = {name: onnx.defs.get_schema(name, opset, "").since_version for name in ALLOWED}
+    known = {name: version for name, version in versions.items() if version <= table.opset}
+    lagging = {name for name, v in known.items() if not any(row.first <= v <= row.last for row in table.rows[name])}
+    assert lagging == ({"MaxPool"} if opset >= 22 else set())
+    assert known == versions or opset > table.opset
 
 
 KERNELS = """
@@ -90,30 +87,34 @@ def test_the_cuda_table_is_the_kernel_registry_of_onnx_runtime() -> None:
         pytest.skip("this ONNX Runtime lists no CUDA kernels (pip install onnxruntime-gpu==1.31.1, on a GPU)")
     assert onnxruntime.__version__.startswith("1.31"), "the table is that of another version"
     open_ended = 2**31 - 1
-    for name in onnx.defs.get_all_schemas_with_history():
-        version = name.since_version
-        in_force = any(
-            onnx.defs.has(name.name, NEWEST, "") and onnx.defs.get_schema(name.name, o, "").since_version == version
-            for o in range(max(version, OLDEST), NEWEST + 1)
-            if not name.domain and not name.deprecated
-        )
-        if not in_force:
-            continue
+    for schema in in_force():
+        version = schema.since_version
         matching = [
             types
             for op_type, first, last, types in kernels
-            if op_type == name.name and (first == version or (first < version <= last < open_ended))
+            if op_type == schema.name and (first == version or first < version <= last < open_ended)
         ]
-        row = next((r for r in TABLES["cuda"].rows.get(name.name, ()) if r.first <= version <= r.last), None)
-        assert bool(matching) == (row is not None), (name.name, version)
-        for constraint in name.type_constraints if row is not None else ():
-            parameter = constraint.type_param_str
-            schema = {t[7:-1] for t in constraint.allowed_type_strs} & TYPES
-            theirs = {
-                t[7:-1] for types in matching for t in types.get(parameter, constraint.allowed_type_strs)
-            } & schema
-            assert row is not None
-            assert theirs == row.types.get(parameter, schema) & schema, (name.name, version, parameter)
+        rows = TABLES["cuda"].rows.get(schema.name, ())
+        row = next((row for row in rows if row.first <= version <= row.last), None)
+        assert bool(matching) == (row is not None), (schema.name, version)
+        if row is None:
+            continue
+        for constraint in schema.type_constraints:
+            parameter, every = constraint.type_param_str, constraint.allowed_type_strs
+            possible = {kind[7:-1] for kind in every} & TYPES  # of "tensor(...)"
+            theirs = {kind[7:-1] for types in matching for kind in types.get(parameter, every)} & possible
+            assert theirs == row.types.get(parameter, possible) & possible, (schema.name, version, parameter)
+
+
+def in_force() -> list[onnx.defs.OpSchema]:
+    """Every version of every operator that is in force at some opset of the tables."""
+    found = {}
+    for name in {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}:
+        for opset in range(OLDEST, NEWEST + 1):
+            if onnx.defs.has(name, opset, ""):
+                schema = onnx.defs.get_schema(name, opset, "")
+                found[name, schema.since_version] = schema
+    return [schema for schema in found.values() if not schema.deprecated]
 
 
 # TensorRT's parser
@@ -140,19 +141,18 @@ def parse() -> Callable[[onnx.ModelProto], list[str]]:
 def test_tensorrt_reads_the_gradient_of_whatever_it_reads(sample: Sample, symbolic: bool, parse: Any) -> None:
     """What it refuses, it refuses without the gradient too, and the table knows."""
     model = gradient(sample, symbolic)
-    refused = parse(model)
+    refused, expected = parse(model), {left.why for left in unsupported(ir.from_proto(model), "tensorrt")}
     if refused:
         assert parse(sample.model(np.float32, symbolic=symbolic)), refused
-    assert bool(refused) == bool(unsupported(ir.from_proto(model), "tensorrt")), refused
+    assert bool(refused) == bool(expected), (refused, expected)
 
 
 # Node cases where the parser of TensorRT for RTX is known to differ from that of TensorRT.
-RTX_ACCEPTS = {"Attention": "queries that are not 4-D", "Equal": "int8"}
+RTX_ACCEPTS = ("for int8", "queries that are not 4-D", "past keys, past values or lengths", "layout = 1")
 RTX_REFUSES = {
     "DeformConv": "Plugin not found",
     "Identity": "convert ONNX date type",  # of a sequence
     "RoiAlign": "plugin was not found",
-    "TensorScatter": "is required to be 4D",
 }
 
 
@@ -168,13 +168,13 @@ def test_the_tensorrt_table_agrees_with_the_parser_on_onnx_s_own_node_cases(pars
             tally["not known"] += 1
         elif bool(expected) == bool(refused):
             tally["agree"] += 1
-        elif expected and RTX_ACCEPTS.get(node.op_type, "-") in expected[0]:
+        elif expected and any(what in expected[0] for what in RTX_ACCEPTS):
             tally["RTX accepts more"] += 1
         elif refused and RTX_REFUSES.get(node.op_type, "-") in refused[0]:
             tally["RTX accepts less"] += 1
         else:
             bad.append((name, expected, refused))
-    assert not bad
+    assert not bad, bad
     assert tally["agree"] >= 600, tally
 
 
@@ -208,6 +208,10 @@ def node_cases() -> list[tuple[str, onnx.ModelProto]]:
 
 # OpenVINO
 
+# Operators whose values OpenVINO 2026.4 has wrong in some case, and whose gradient is made of these values: LpPool with
+# ceil_mode, ReduceL2 with noop_with_empty_axes. Of others it has the values wrong and the gradient right.
+OTHER_VALUES = {"LpPool", "ReduceL2"}
+
 
 @pytest.fixture(scope="session")
 def openvino() -> Callable[[onnx.ModelProto, dict[str, Any]], dict[str, Any]]:
@@ -218,21 +222,21 @@ def openvino() -> Callable[[onnx.ModelProto, dict[str, Any]], dict[str, Any]]:
 
     def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
         compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
-        values = compiled(feeds)
-        return {name: values[name] for name in (output.name for output in model.graph.output)}
+        values = compiled([feeds[x.name] for x in model.graph.input])  # an input that goes straight out loses its name
+        return {y.name: values[i] for i, y in enumerate(model.graph.output)}
 
     return run
 
 
 @every_variant
 def test_openvino_gives_the_gradient_of_onnx_runtime(sample: Sample, symbolic: bool, openvino: Any) -> None:
-    """In float32, at float noise: see the same test of ONNX Runtime against float64.
-
-    What it refuses, it refuses without the gradient too.
-    """
-    model = gradient(sample, symbolic)
+    """In float32, at float noise; what it refuses or reads otherwise, it does so without the gradient too."""
+    model, alone = gradient(sample, symbolic), sample.model(np.float32, symbolic=symbolic)
     feeds = sample.feeds(np.float32)
-    forward = OnnxRuntimeExecutor(sample.model(np.float32), threads=1, optimise=False)
+    try:
+        forward = OnnxRuntimeExecutor(alone, threads=1, optimise=False)
+    except BackendFailed:
+        pytest.skip("ONNX Runtime does not run it")
     rng = np.random.default_rng(7)
     feeds |= {f"grad_{name}": rng.uniform(-1, 1, y.shape).astype(y.dtype) for name, y in forward(feeds).items()}
     want = OnnxRuntimeExecutor(model, threads=1, optimise=False)(feeds)
@@ -240,8 +244,12 @@ def test_openvino_gives_the_gradient_of_onnx_runtime(sample: Sample, symbolic: b
         got = openvino(model, feeds)
     except RuntimeError:
         with pytest.raises(RuntimeError):
-            openvino(sample.model(np.float32, symbolic=symbolic), sample.feeds(np.float32))
+            openvino(alone, sample.feeds(np.float32))
         return
-    for i in sample.wanted:
-        name = f"grad_x{i}"
-        np.testing.assert_allclose(got[name], want[name], rtol=0, atol=64 * EPS32 * np.abs(want[name]).max())
+    far = {name.startswith("grad_") for name, y in want.items() if not close(got[name], y)}
+    assert True not in far or (False in far and sample.op in OTHER_VALUES)
+
+
+def close(a: Any, b: Any) -> bool:
+    within = {"rtol": 0, "atol": 64 * EPS32 * np.abs(b).max(initial=0), "equal_nan": True}
+    return a.shape == b.shape and bool(np.allclose(a, b, **within))

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxplain.adapters.gradient.expr import PREFIX
 from onnxplain.adapters.gradient.facts import Array, Facts
 
-MOST_NODES = 100_000  # that one loop may become
+MOST_NODES = 30_000  # that the loops of a graph may become: what comes of them is differentiated in about a minute
 WHY = "onnxplain.why"  # in a node's `meta`: why it was left as it is, for the report of gaps
 
 
@@ -46,15 +46,17 @@ def write_out(node: ir.Node, facts: Facts, names: Names) -> list[ir.Node] | None
         node.meta[WHY] = str(left)
         return None
     place.finish(results)
+    names.written += len(place.nodes)
     return place.nodes
 
 
 class Names:
-    """The names in a graph and in the graphs inside it, and new ones."""
+    """The names in a graph and in the graphs inside it, and new ones; and how much was written there."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.taken: set[str | None] = {None, *graph.initializers, *(v.name for v in graph.inputs)}
         self._counts: dict[str, int] = {}
+        self.written = 0  # nodes, by all loops
         for node in graph.all_nodes():
             self.taken |= {node.name, *(y.name for y in node.outputs)}
             for inner in inner_graphs(node):
@@ -135,7 +137,7 @@ class Place:
 
     def constant(self, array: Array) -> ir.Value:
         name = self.names.fresh(f"{PREFIX}written_constant")
-        tensor = ir.tensor(array, name=name)
+        tensor = ir.Tensor(array, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
@@ -211,7 +213,7 @@ def scan(place: Place) -> list[ir.Value | None]:
     if not lengths:
         raise Left("the length of its sequence is not fixed; next: export the model with a fixed length")
     turns = lengths.pop()
-    affordable(body, turns, turns)
+    affordable(place, body, turns)
     columns = [place.unstack(x, axis, turns) for x, axis in scanned]
     columns = [rows[::-1] if reverse else rows for rows, reverse in zip(columns, backwards, strict=True)]
     state: list[ir.Value] = inputs[:states]
@@ -242,16 +244,19 @@ def loop(place: Place) -> list[ir.Value | None]:
         raise Left("it never ends")
     turns = MOST_NODES if most is None else int(most.item())
     more = True if go is None else bool(go.item())
-    constantly = body.outputs[0] is body.inputs[1]  # the condition that came in
+    constantly = origin(body.outputs[0]) is body.inputs[1]  # the condition that came in
     out: list[list[ir.Value]] = []
-    affordable(body, turns if constantly and more else 0, turns)
+    affordable(place, body, turns if constantly and more else 0)
+    condition = place.constant(np.asarray(True))
     while more and len(out) < turns:
-        affordable(body, len(out) + 1, turns)
+        affordable(place, body, len(out) + 1)
         number, condition = place.constant(np.asarray(len(out))), place.constant(np.asarray(True))
         before = len(place.nodes)
         outcome, *results = place.copy(body, [number, condition, *state])
         state = results[: len(state)]
         out.append(results[len(state) :])
+        if constantly:
+            continue
         place.learn(place.nodes[before:])
         after = place.facts.data(outcome)
         if after is None:
@@ -270,13 +275,18 @@ def loop(place: Place) -> list[ir.Value | None]:
 WRITERS: dict[str, Callable[[Place], Sequence[ir.Value | None]]] = {"If": branch, "Scan": scan, "Loop": loop}
 
 
-def affordable(body: ir.Graph, turns: int, planned: int) -> None:
+def origin(value: ir.Value) -> ir.Value:
+    """What a value is a copy of."""
+    while (node := value.producer()) is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
+def affordable(place: Place, body: ir.Graph, turns: int) -> None:
     """Raise `Left` if that many turns are more than we write."""
-    if not turns:
-        return
     nodes = sum(1 for _ in body.all_nodes())
-    if nodes * turns > MOST_NODES:
-        raise Left(f"{planned} turns of {nodes} nodes are more than {MOST_NODES}; next: export a shorter sequence")
+    if place.names.written + nodes * turns > MOST_NODES:
+        raise Left(f"{turns} turns of {nodes} nodes: more than {MOST_NODES} in all; next: export a shorter sequence")
 
 
 def rank(x: ir.Value) -> int:

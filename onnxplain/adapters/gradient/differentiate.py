@@ -90,12 +90,16 @@ def gradients_of(
         raise NotDifferentiable(missing)
     if missing:
         model.metadata_props[STOPPED_KEY] = json.dumps([asdict(gap) for gap in missing])
-        kinds = Counter(gap.op for gap in missing)
-        listed = ", ".join(f"{op} x{count}" for op, count in sorted(kinds.items()))
-        warnings.warn(
-            f"the gradient is not that of the model: it stops at {listed}", PartialGradientWarning, stacklevel=3
-        )
+        warnings.warn(PartialGradientWarning(missing), stacklevel=3)
     return gradients
+
+
+def stopped_at(meta: Mapping[str, str]) -> list[Gap]:
+    """Where a gradient stops, by the metadata of its model; nowhere if they do not say so in our form."""
+    try:
+        return [Gap(**gap) for gap in json.loads(meta.get(STOPPED_KEY, "[]"))]
+    except (TypeError, ValueError):
+        return []
 
 
 def pick(what: str, values: Sequence[ir.Value], names: Sequence[str] | None) -> list[ir.Value]:

@@ -6,7 +6,6 @@ dimension (the batch) and None for one that nothing is known of.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -208,8 +207,7 @@ class Expr:
         return op("ReduceSum", self, list(axes), keepdims=int(keepdims)) if axes else self
 
     def mean(self, axes: Sequence[int], keepdims: bool = True) -> Expr:
-        """The mean over axes of fixed size."""
-        return self.sum(axes, keepdims) * (1 / math.prod(self.size(a) for a in axes))
+        return op("ReduceMean", self, list(axes), keepdims=int(keepdims)) if axes else self
 
     def reshape(self, shape: Sequence[Dim]) -> Expr:
         """Reshape to a shape with one symbolic dimension at the most."""
@@ -261,6 +259,10 @@ class Expr:
         widths = [0] * (2 * self.rank)
         widths[axis], widths[axis + self.rank] = before, after
         return op("Pad", self, widths, value)
+
+    def zero(self) -> Expr:
+        """A single zero of the same rank: a cotangent that costs nothing until something needs its full shape."""
+        return self.emit.constant(np.zeros((1,) * self.rank, self.dtype))
 
     def zeros(self) -> Expr:
         """Zeros of the same shape."""

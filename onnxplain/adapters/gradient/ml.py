@@ -68,6 +68,7 @@ class Rewriter:
 def rewritten(node: ir.Node, emit: Emit) -> list[ir.Node] | None:
     rewriting = REWRITINGS.get(node.op_type)
     if rewriting is None:
+        declare(node)
         return None
     graph = emit.graph
     used = [bool(y.uses()) or y.is_graph_output() for y in node.outputs]
@@ -79,6 +80,7 @@ def rewritten(node: ir.Node, emit: Emit) -> list[ir.Node] | None:
         except UnsupportedCase as case:
             graph.remove(new, safe=True)
             node.meta[WHY] = str(case)
+            declare(node)
             return None
     graph.remove(new)
     graph.insert_before(node, new)
@@ -90,6 +92,15 @@ def rewritten(node: ir.Node, emit: Emit) -> list[ir.Node] | None:
     return new
 
 
+def declare(node: ir.Node) -> None:
+    """Write down the shape of the scores of a classifier that stays, as ONNX does not infer it."""
+    classes = [attribute.value for name, attribute in node.attributes.items() if name.startswith("classlabels")]
+    x = node.inputs[0]
+    if len(node.outputs) == 2 and len(classes) == 1 and x is not None and x.shape is not None:
+        scores = node.outputs[1]
+        scores.type, scores.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([x.shape[0], len(classes[0])])
+
+
 def without_zipmap(graph: onnx.GraphProto) -> None:
     """Make outputs that are sequences of maps, label to probability, the tensors that these are made from.
 
@@ -97,11 +108,12 @@ def without_zipmap(graph: onnx.GraphProto) -> None:
     """
     for node in graph.node:
         if node.op_type == "ZipMap" and node.domain == DOMAIN:
+            classes = sum(len(a.ints) + len(a.strings) for a in node.attribute)
             node.op_type, node.domain = "Identity", ""
             del node.attribute[:]
             for value in (*graph.output, *graph.value_info):
                 if value.name == node.output[0]:
-                    value.type.CopyFrom(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None))
+                    value.type.CopyFrom(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [None, classes]))
 
 
 def floats(x: Expr) -> Expr:

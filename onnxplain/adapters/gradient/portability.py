@@ -11,7 +11,8 @@ that are not integers. The cases below the rows were read off where that version
 
 *TensorRT*. The rows are the operators' page of the parser of TensorRT 10.15 (onnx-tensorrt, `docs/operators.md`), which
 covers opsets 9 to 24; 11.5 states 25. The cases are from the same page, but for those marked RTX, which are what the
-parser of TensorRT for RTX 1.7.1 says of ONNX's node cases. Float64 is accepted and computed in float32.
+parser of TensorRT for RTX 1.7.1 says of ONNX's node cases and of small models like them. Float64 is accepted, and
+computed in float32.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ CUDA_ROWS = {
     "T1: float; T2: float": "GridSample 16-22",
     "T1: FLOATS int32 uint8": "Resize 18-19",
     "T1: FLOATS bfloat16 int32 int64": "Pow 15",
-    "T1: float16 bfloat16 float; T2: float16 bfloat16 float": "Attention 23-24",
+    "T1: float16 bfloat16 float; T2: float16 bfloat16 float; U: bool float16 bfloat16 float": "Attention 23-24",
     "T1: float double int32 int64 uint64; T2: float double int32 int64 uint64": "EyeLike 9",
     "T1: int32 int64; T2: int32 int64; T3: float16 float int64": "OneHot 11",
     "T1: int8; T2: int8": "MatMulInteger 10",
@@ -106,16 +107,16 @@ TENSORRT_OPSET = 25
 TENSORRT_ROWS = {
     "data: TENSORRT_FLOATS": """
         Acos, Acosh, Asin, Asinh, Atan, Atanh, Attention, AveragePool, BatchNormalization, Ceil, Celu, Clip,
-        Conv, ConvTranspose, Cos, Cosh, CumSum, DequantizeLinear, Dropout, Einsum, Elu, Erf, Exp, Floor, GRU,
+        Conv, ConvTranspose, Cos, Cosh, DequantizeLinear, Dropout, Einsum, Elu, Erf, Exp, Floor, GRU,
         Gemm, GlobalAveragePool, GlobalLpPool, GlobalMaxPool, GroupNormalization, HardSigmoid, HardSwish,
         Hardmax, InstanceNormalization, IsInf, LRN, LSTM, LayerNormalization, LeakyRelu, Log, LogSoftmax,
         LpNormalization, LpPool, MatMul, MaxPool, MeanVarianceNormalization, PRelu, RMSNormalization, RNN,
         RandomNormal, RandomNormalLike, RandomUniform, RandomUniformLike, Reciprocal, Resize, RotaryEmbedding,
         Round, Scan, Selu, Sigmoid, Sin, Sinh, Softmax, Softplus, Softsign, Sqrt, Swish, Tan, Tanh,
         ThresholdedRelu, Upsample
-    """,  # Swish: RTX
+    """,  # Swish, and below it CumSum of integers: RTX
     "data: TENSORRT_FLOATS int32 int64": """
-        Abs, Add, ArgMax, ArgMin, DepthToSpace, Div, Equal, Gelu, Greater, GreaterOrEqual, IsNaN, Less,
+        Abs, Add, ArgMax, ArgMin, CumSum, DepthToSpace, Div, Equal, Gelu, Greater, GreaterOrEqual, IsNaN, Less,
         LessOrEqual, Max, Mean, Min, Mod, Mul, Neg, Pad, Pow, Range, ReduceL1, ReduceL2, ReduceLogSum,
         ReduceLogSumExp, ReduceMax, ReduceMean, ReduceMin, ReduceProd, ReduceSum, ReduceSumSquare, Relu,
         ScatterElements, ScatterND, Shrink, Sign, SpaceToDepth, Sub, Sum, TopK
@@ -133,6 +134,7 @@ TENSORRT_ROWS = {
     "data: bool": "And, Not, Or, Xor",
     "data: int8": "QuantizeLinear",
 }
+TENSORRT_LACKS = frozenset(("int16", "uint16", "uint32", "uint64"))  # types that no tensor may have
 TENSORRT_REFUSED = frozenset(
     (
         "AffineGrid", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
@@ -196,12 +198,62 @@ def dilated(node: ir.Node) -> str | None:
     return "dilations" if any(d != 1 for d in attribute(node, "dilations", ())) else None
 
 
+def spatial(node: ir.Node) -> str | None:
+    """RTX: images and volumes, and whatever has one spatial axis as an image of one row."""
+    x = given(node, 0)
+    return "more than three spatial axes" if x is not None and x.shape is not None and len(x.shape) > 5 else None
+
+
+def average_pool(node: ir.Node) -> str | None:
+    return spatial(node) or dilated(node)
+
+
 def max_pool(node: ir.Node) -> str | None:
-    return one_output(node) or dilated(node)
+    return spatial(node) or one_output(node) or dilated(node)
 
 
 def lp_pool(node: ir.Node) -> str | None:
-    return dilated(node) or (None if attribute(node, "p", 2) in (1, 2) else "p other than 1 and 2")  # the latter: RTX
+    if attribute(node, "p", 2) not in (1, 2):  # this and the next: RTX
+        return "p other than 1 and 2"
+    return "one spatial axis" if len(attribute(node, "kernel_shape", ())) == 1 else average_pool(node)
+
+
+def convolution(node: ir.Node) -> str | None:
+    """RTX: a kernel may be computed, but how many channels it has must be known; no cropping by negative pads."""
+    kernel = given(node, 1)
+    if kernel is not None and kernel.shape is not None and not all(isinstance(d, int) for d in list(kernel.shape)[:2]):
+        return "a kernel whose channels are not fixed"
+    if node.op_type == "ConvTranspose" and any(pad < 0 for pad in attribute(node, "pads", ())):
+        return "negative pads"
+    return spatial(node)
+
+
+def local_response(node: ir.Node) -> str | None:
+    """RTX."""
+    size, bias, beta = attribute(node, "size", 1), attribute(node, "bias", 1.0), attribute(node, "beta", 0.75)
+    x = given(node, 0)
+    if size % 2 == 0 or size > 15:
+        return "a size that is even or above 15"
+    if bias < 1e-5 or beta < 0.01:
+        return "a bias below 0.00001 or a beta below 0.01"
+    return "a line" if x is not None and x.shape is not None and len(x.shape) == 3 else None
+
+
+def recurrent(node: ir.Node) -> str | None:
+    if "affine" in [name.lower() for name in attribute(node, "activations", ())]:
+        return "activation Affine"  # RTX
+    if attribute(node, "input_forget", 0):
+        return "input_forget"
+    return "layout = 1" if node.op_type == "LSTM" and attribute(node, "layout", 0) else None
+
+
+def slice_(node: ir.Node) -> str | None:
+    """RTX: without axes it wants a start for each, where ONNX leaves the last axes whole."""
+    x, starts = given(node, 0), given(node, 1)
+    if given(node, 3) is not None or x is None or x.shape is None or starts is None or starts.shape is None:
+        return None
+    fewer = isinstance(starts.shape[0], int) and starts.shape[0] < len(x.shape)
+    return "starts for the first axes only, without axes" if fewer else None
 
 
 def constant(index: int, name: str) -> Case:
@@ -252,6 +304,15 @@ def attention(node: ir.Node) -> str | None:
     return one_output(node)
 
 
+def tensor_scatter(node: ir.Node) -> str | None:
+    cache = given(node, 0)
+    if cache is not None and cache.shape is not None and len(cache.shape) != 4:
+        return "a cache that is not 4-D"
+    if attribute(node, "axis", -2) not in (-2, 2):
+        return "an axis other than -2"
+    return None if attribute(node, "mode", "linear") == "linear" else "a mode other than linear"  # the latter: RTX
+
+
 RESIZE_COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
 
 
@@ -265,18 +326,19 @@ def resize(node: ir.Node) -> str | None:
         return "an aspect ratio that is kept"
     scales, x = given(node, 2), given(node, 0)
     axes = attribute(node, "axes")
-    if scales is not None and axes is not None and (x is None or x.shape is None or len(axes) != len(x.shape)):
+    some = axes is not None and (x is None or x.shape is None or len(axes) != len(x.shape))
+    if scales is not None and some:
         return "scales of some axes only"
-    shape = () if x is None or x.shape is None else x.shape
-    if scales is None and axes is not None and len(axes) < len(shape) and not all(isinstance(d, int) for d in shape):
-        return "sizes of some axes only beside a free one"  # RTX
+    free = x is not None and x.shape is not None and not x.shape.is_static()
+    if some and free and attribute(node, "coordinate_transformation_mode") in ("asymmetric", "align_corners"):  # RTX
+        return "asymmetric or align_corners with sizes of some axes of an input whose shape is not fixed"
     return constant(2, "scales")(node)
 
 
 def vector_left(node: ir.Node) -> str | None:
-    """RTX: it broadcasts the vector to a matrix and drops an axis too many."""
-    a, b = (0 if x is None or x.shape is None else len(x.shape) for x in node.inputs)
-    return "a vector times a stack of matrices" if a == 1 and b > 2 else None
+    """RTX: it makes a stack of matrices of the vector, and cannot undo that."""
+    a, b = (x.shape if x is not None and x.shape is not None and x.shape.is_static() else () for x in node.inputs)
+    return "a vector times a stack of matrices" if len(a) == 1 and len(b) > 2 else None
 
 
 CUDA_CASES: dict[str, Case] = {
@@ -290,21 +352,30 @@ CUDA_CASES: dict[str, Case] = {
 }
 TENSORRT_CASES: dict[str, Case] = {
     "Attention": attention,
-    "AveragePool": dilated,
+    "AveragePool": average_pool,
     "BatchNormalization": training,
+    "Conv": convolution,
+    "ConvTranspose": convolution,
     "CumSum": constant(1, "axes"),
     "DequantizeLinear": zero_point,
     "Dropout": dropout,
+    "GRU": recurrent,
+    "LRN": local_response,
+    "LSTM": recurrent,
     "LayerNormalization": one_output,
     "LpPool": lp_pool,
     "MatMul": vector_left,
     "MaxPool": max_pool,
     "OneHot": constant(1, "depths"),
     "QuantizeLinear": zero_point,
+    "RNN": recurrent,
     "Resize": resize,
     "ScatterElements": reduction,
     "ScatterND": reduction,
+    "STFT": constant(2, "windows"),
+    "Slice": slice_,
     "Squeeze": constant(1, "axes"),
+    "TensorScatter": tensor_scatter,
     "TopK": top_k,
     "Unsqueeze": constant(1, "axes"),
     **{f"Reduce{name}": constant(1, "axes") for name in
@@ -334,6 +405,7 @@ class Table:
     opset: int
     refused: frozenset[str] | None  # operators without a row are refused if listed here; all of them, if None
     expanded: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()  # types
 
 
 def parse(rows: Mapping[str, str]) -> dict[str, list[Row]]:
@@ -366,6 +438,7 @@ TABLES: dict[Runtime, Table] = {
         cases=TENSORRT_CASES,
         opset=TENSORRT_OPSET,
         refused=TENSORRT_REFUSED,
+        lacks=TENSORRT_LACKS,
     ),
 }
 
@@ -461,7 +534,7 @@ def wrong_type(node: ir.Node, version: int, row: Row, table: Table) -> str | Non
         name = value.dtype.name.lower() if value is not None and value.dtype is not None else None
         if name is not None and name not in TYPES:
             return f"not known: the table does not have the type {name}"
-        if name is not None and allowed is not None and name not in allowed:
+        if name in table.lacks or (name is not None and allowed is not None and name not in allowed):
             return f"{table.name} does not have it for {name}"
     return None
 

@@ -191,7 +191,7 @@ def normalise(model: ir.Model) -> ir.Model:
     passes.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, 4)  # before that, every weight had to be an input
     passes.InlinePass()(model)
-    version = model.graph.opset_imports.get("", 1)
+    version = model.graph.opset_imports.setdefault("", OPSET)  # a model of ai.onnx.ml alone need not name it
     if version < OPSET:
         model = raised(model)
     elif version > onnx.defs.onnx_opset_version():
@@ -200,11 +200,31 @@ def normalise(model: ir.Model) -> ir.Model:
             "next: upgrade onnx, or export at an older opset"
         )
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if version < 11:
+        from_the_first_element(model.graph)
     resolve_identities(model.graph)
     passes.TopologicalSortPass()(model)
     passes.NameFixPass()(model)
     name_dimensions(model)
     return infer_shapes(model)
+
+
+def from_the_first_element(graph: ir.Graph) -> None:
+    """Say of Resize what Upsample, and Resize up to opset 10, meant without saying it.
+
+    They scale from the first element on, and the nearest element is the one before, or behind if the axis gets shorter:
+    so ONNX Runtime has it. The converter leaves it to the defaults of later opsets, which scale around the middle.
+    """
+    for node in [node for node in graph.all_nodes() if node.op_type == "Resize" and not node.domain]:
+        scales = node.inputs[2] if len(node.inputs) > 2 else None
+        known = scales.const_value.numpy() if scales is not None and scales.const_value is not None else np.ones(1)
+        if known.min() < 1 < known.max() and node.attributes.get_string("mode", "nearest") == "nearest":
+            raise InvalidModel(
+                f"{node.name or 'Resize'} makes one axis longer and another shorter, to the nearest element, which no "
+                "opset from 11 on can say; next: export the model at opset 11 or later"
+            )
+        node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
+        node.attributes.add(ir.AttrString("nearest_mode", "ceil" if known.min() < 1 else "floor"))
 
 
 def resolve_identities(graph: ir.Graph) -> None:

@@ -47,7 +47,7 @@ ALLOWED = frozenset(
     (
         "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "Div", "Equal", "Erf", "Exp",
         "Expand", "Gather", "Gemm", "Greater", "HardSigmoid", "Identity", "Less", "Log", "LogSoftmax", "MatMul",
-        "MaxPool", "Mul", "Neg", "Not", "OneHot", "Pad", "Pow", "ReduceProd", "ReduceSum", "Reshape",
+        "MaxPool", "Mul", "Neg", "Not", "OneHot", "Pad", "Pow", "ReduceMean", "ReduceProd", "ReduceSum", "Reshape",
         "ReverseSequence", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Sub",
         "Tanh", "Transpose", "Trilu", "Where",
     )

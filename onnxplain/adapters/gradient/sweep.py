@@ -37,8 +37,8 @@ def active_values(
     for node in nodes:
         if not ends(node) and any(x in forward for x in reads(node)):
             known = isinstance(find(node, rules), Entry)
-            whole = any(quantised(x) for x in reads(node) if x in forward)
-            forward.update(y for y in node.outputs if carries(y) or whole or not known)
+            odd = any(whole(x) for x in reads(node) if x in forward)
+            forward.update(y for y in node.outputs if carries(y) or odd or not known)
     needed = {y for y in of if y in forward}
     for node in reversed(nodes):
         if any(y in needed for y in node.outputs):
@@ -54,6 +54,11 @@ def ends(node: ir.Node) -> bool:
 def carries(value: ir.Value) -> bool:
     """Whether a derivative may pass a value: a float of any width, a float quantised, or what nobody knows."""
     return value.dtype is None or value.dtype.is_floating_point() or quantised(value)
+
+
+def whole(value: ir.Value) -> bool:
+    """Whether a value is known to consist of whole numbers (or truth values, or text)."""
+    return value.dtype is not None and not value.dtype.is_floating_point()
 
 
 def quantised(value: ir.Value) -> bool:
@@ -93,12 +98,8 @@ def gap(node: ir.Node, active: set[ir.Value], rules: Rules) -> Gap | None:
     odd = next((y for y in on_the_way if y.dtype not in FLOATS and not quantised(y)), None)
     if on_the_way and find(node, rules) is None:
         return Gap(kind(node), label(node), why_left(node) or refusal(kind(node)))
-    if node.op_type != "DequantizeLinear" and any(quantised(x) for x in reads(node) if x in active):
-        return Gap(
-            kind(node),
-            label(node),
-            "it works on quantised values; next: put it between DequantizeLinear and QuantizeLinear",
-        )
+    if node.op_type != "DequantizeLinear" and any(whole(x) for x in reads(node) if x in active):
+        return Gap(kind(node), label(node), "it works on quantised values; next: dequantise them before it")
     if odd is not None:
         what = "of unknown type" if odd.dtype is None else str(odd.dtype).lower()
         return Gap(kind(node), label(node), f"its output is {what}, only floats of 16, 32 and 64 bits are covered")

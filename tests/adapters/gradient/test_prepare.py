@@ -13,6 +13,7 @@ import pytest
 from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.adapters.gradient.differentiate import differentiate
 from onnxplain.adapters.gradient.prepare import OPSET, prepare
+from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.reference import ReferenceExecutor
 from onnxplain.errors import InvalidModel
 
@@ -260,3 +261,44 @@ def test_models_that_are_not_valid_are_refused(what: str) -> None:
     with pytest.raises(InvalidModel) as caught:
         differentiate(proto)
     assert "\n" not in str(caught.value)
+
+
+OLD_RESIZES = [
+    ("Upsample", 7, [1, 1, 2.5, 1.6]),
+    ("Upsample", 9, [1, 1, 2, 3]),
+    ("Upsample", 9, [1, 1, 1.5, 2.75]),
+    ("Resize", 10, [1, 1, 2, 1.6]),
+    ("Resize", 10, [1, 1, 0.6, 0.3]),
+]
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(("op", "opset", "scales"), OLD_RESIZES)
+def test_old_resizes_keep_their_meaning(op: str, opset: int, scales: list[float], mode: str) -> None:
+    """ONNX Runtime's values of the old model are those of the raised one, bit for bit, and the gradient is theirs."""
+    factors = np.asarray(scales, np.float32)
+    constants = [] if opset == 7 else [onnx.numpy_helper.from_array(factors, "scales")]
+    attributes = {"scales": factors.tolist()} if opset == 7 else {}
+    node = onnx.helper.make_node(op, ["x", "scales"][: 1 + len(constants)], ["y"], mode=mode, **attributes)
+    make = onnx.helper.make_tensor_value_info
+    shapes = make("x", onnx.TensorProto.FLOAT, ["N", 3, 4, 5]), make("y", onnx.TensorProto.FLOAT, ["N", 3, None, None])
+    graph = onnx.helper.make_graph([node], "old", shapes[:1], shapes[1:], constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=7)
+    rng = np.random.default_rng(0)
+    x, v = rng.normal(size=(2, 2, 3, 4, 5)).astype(np.float32)
+    old = OnnxRuntimeExecutor(model, threads=1)
+    y, jv = old({"x": x})["y"], old({"x": v})["y"]  # it is linear
+    g = rng.integers(-9, 10, y.shape).astype(np.float32)
+    out = OnnxRuntimeExecutor(differentiate(model), threads=1)({"x": x, "grad_y": g})
+    np.testing.assert_array_equal(out["y"], y)
+    np.testing.assert_allclose((g * jv).sum(), (out["grad_x"] * v).sum(), rtol=0, atol=1e-4 * np.abs(g * jv).max())
+
+
+def test_an_old_resize_that_no_later_opset_can_say_is_refused() -> None:
+    """To the nearest element, one axis longer and another shorter."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 5, opset_import: ["" : 10]> old (float[N, 3, 4, 5] x) => (float[N, 3, 8, 2] y)
+        <float[4] scales = {1.0, 1.0, 2.0, 0.5}> { y = Resize<mode = "nearest">(x, scales) }"""
+    )
+    with pytest.raises(InvalidModel, match="one axis longer and another shorter"):
+        differentiate(model)

@@ -148,10 +148,11 @@ GAPPY = model(
     gappy (double[N, 2, 4, 4] x) => (double[N, 2, 4, 4] y)
     {
         a = Sin(x) b = Sin(a) c = Det(b) d = Unsqueeze(c, tail)
-        e = Add(b, d) f = Pad<mode = "reflect">(e, widths) y = Cos(f)
+        e = Add(b, d) f = ScatterElements<reduction = "max">(e, place, value) y = Cos(f)
     }""",
     tail=np.asarray([2, 3]),
-    widths=np.asarray([0, 0, 0, 0, 0, 0, 0, 0]),
+    place=np.zeros((1, 1, 1, 1), np.int64),
+    value=np.zeros((1, 1, 1, 1)),
 )
 
 
@@ -161,7 +162,7 @@ def test_all_gaps_come_in_one_error_with_counts(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delitem(DEFAULT, op)
     with pytest.raises(NotDifferentiable) as caught:
         differentiate(GAPPY)
-    assert {gap.op for gap in caught.value.gaps} == {"Sin", "Cos", "Det", "Pad"}
+    assert {gap.op for gap in caught.value.gaps} == {"Sin", "Cos", "Det", "ScatterElements"}
     assert len(caught.value.gaps) == 5
     text = str(caught.value)
     assert "4 operators without" in text
@@ -170,19 +171,22 @@ def test_all_gaps_come_in_one_error_with_counts(monkeypatch: pytest.MonkeyPatch)
     found = coverage(GAPPY)
     assert {gap.op for gap in found.gaps} == {"Sin", "Cos", "Det"}
     assert not found.complete
-    assert found.rules == {"Add": 1, "Unsqueeze": 1, "Pad": 1}
+    assert found.rules == {"Add": 1, "Unsqueeze": 1, "ScatterElements": 1}
 
 
 def test_cases_that_a_rule_refuses_are_collected_too() -> None:
     """Two different refusals in one model, in one error, with their reasons."""
     proto = model(
-        """refused (double[N, 2, 4, 4] x) => (double[N, 2, 6, 6] y, double[N, 2, 6, 6] z)
-        { y = Pad<mode = "reflect">(x, widths) z = Pad<mode = "edge">(x, widths) }""",
-        widths=np.asarray([0, 0, 1, 1, 0, 0, 1, 1]),
+        """refused (double[3, 2] x) => (double[3, 2] y, double[3, 2] z) {
+            y = ScatterElements<reduction = "max">(x, place, value)
+            z = ScatterElements<reduction = "min">(x, place, value)
+        }""",
+        place=np.zeros((1, 1), np.int64),
+        value=np.zeros((1, 1)),
     )
     with pytest.raises(NotDifferentiable) as caught:
         differentiate(proto)
-    assert {gap.why for gap in caught.value.gaps} == {"mode reflect", "mode edge"}
+    assert {gap.why for gap in caught.value.gaps} == {"reduction max", "reduction min"}
 
 
 def test_a_gap_that_is_not_on_the_way_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,6 +328,12 @@ BRANCHES = {
         """one = Constant<value_float = 0.1>() zero = Constant<value = int8 {0}>()
         q = QuantizeLinear(a, one, zero) b = Cast<to = 1>(q) y = Add(a, b)""",
         "Cast",
+    ),
+    "whole numbers that an operator without a rule gives": (
+        '["" : 18]',
+        """one = Constant<value_float = 0.1>() zero = Constant<value = uint8 {0}>() q, s, z = DynamicQuantizeLinear(a)
+        r = Identity(q) b = DequantizeLinear(r, one, zero) y = Add(a, b)""",
+        "DynamicQuantizeLinear",
     ),
     "a branch that reads a value from outside": (
         '["" : 18]',

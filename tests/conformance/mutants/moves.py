@@ -10,7 +10,7 @@ import numpy as np
 from onnxplain.adapters.gradient.expr import Expr
 from onnxplain.adapters.gradient.registry import DEFAULT
 from onnxplain.adapters.gradient.rules.places import put_back, resized
-from onnxplain.adapters.gradient.rules.select import counted, element_places
+from onnxplain.adapters.gradient.rules.select import counted, single_elements
 
 COORDINATES = "coordinate_transformation_mode"
 RIGHT = {name: entry.rule for name, entry in DEFAULT.items()}
@@ -78,7 +78,7 @@ def last_only(indices: Any, size: int) -> Any:
 
 def overwritten(g: Expr, y: Expr, x: Expr, indices: Expr, *, axis: int = 0) -> Any:
     """Of elements that were taken several times the last."""
-    places = last_only(element_places(x, indices.constant, axis), int(np.prod(x.shape)))
+    places = last_only(single_elements(x, indices, axis % x.rank).places.ravel(), int(np.prod(x.shape)))
     return put_back(g.reshape((places.size,)), 0, places, int(np.prod(x.shape))).reshape(x.shape), None
 
 
@@ -90,7 +90,7 @@ def scattered_as(reduction: str) -> Callable[..., Any]:
         if reduction == "add":
             return g, None, update
         kept = np.ones(x.shape, g.dtype)
-        kept.flat[element_places(x, indices.constant, axis)] = 0
+        kept.flat[single_elements(x, indices, axis % x.rank).places.ravel()] = 0
         return g * kept, None, update
 
     return rule

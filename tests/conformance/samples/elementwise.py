@@ -34,6 +34,7 @@ SMOOTH = [
     node("Swish", normal(3, 4), opset=24),
     node("Swish", normal(3, 4), opset=24, alpha=-1.5),
     node("CastLike", normal(3, 4), Const(np.zeros(2))),
+    node("CastLike", normal(3, 4), other(2), label="active"),
     node("Cast", normal(3, 4), to=onnx.TensorProto.DOUBLE),
     node("Dropout", normal(3, 4), label="inference"),
     node("Dropout", normal(3, 4), scalar(0.3), np.asarray(False), label="explicit"),

@@ -38,7 +38,6 @@ SAMPLES = [
     ),
     *(net(op, bias=False, label="no bias") for op in GATES),
     *(net(op, fed=True, label="weights too") for op in GATES),
-    net("RNN", activations=["Affine"], activation_alpha=[0.7], activation_beta=[0.1]),
     net("GRU", normal(1, 2, 4), linear_before_reset=1, outputs=2),
     net("GRU", linear_before_reset=1, label="from zero"),
     net("GRU", bias=False, linear_before_reset=1, label="no bias"),

@@ -43,7 +43,7 @@ SAMPLES = [
     node("Slice", normal(3, 4), ints(0, 1), ints(2, 3), free=(), label="no axes"),
     node("Slice", normal(3, 4), ints(0, 1), ints(2**63 - 1, 3), label="all of the batch"),
     node("Slice", normal(2, 7), ints(-4), ints(-1), ints(1)),
-    node("Slice", normal(5, 2), ints(1), ints(2**63 - 1), ints(0), label="of the batch"),
+    node("Slice", normal(5, 2), ints(1), ints(2**63 - 1), ints(0), label="behind the first"),
     node("Slice", normal(5, 2), ints(0), ints(-2), ints(0), label="of the batch"),
     node("Slice", normal(5, 2), ints(1), ints(-2), ints(-2), ints(1), label="of the batch"),
     node("Slice", normal(5, 2), ints(-1), ints(-(2**63)), ints(0), ints(-1), label="the batch reversed"),

@@ -50,7 +50,7 @@ define(
         "Erf": lambda g, y, x: g * (2 / math.sqrt(math.pi)) * op("Exp", -x * x),
         "Relu": lambda g, y, x: g * above(y, 0.0),
         "Cast": lambda g, y, x, *, to, saturate=1, round_mode="up": g.cast(x.value.dtype),
-        "CastLike": lambda g, y, x, like, *, saturate=1, round_mode="up": (g.cast(x.value.dtype), like.zeros),
+        "CastLike": lambda g, y, x, like, *, saturate=1, round_mode="up": (g.cast(x.value.dtype), like.zero),
     },
     broadcastable=True,
 )
@@ -101,7 +101,7 @@ def dropout(g: Any, y: Any, x: Expr, ratio: Expr | None = None, training: Expr |
     """At inference y = x."""
     if training is not None and (training.constant is None or bool(training.constant)):
         raise UnsupportedCase("training mode; export the model in evaluation mode")
-    return g[0] if isinstance(g, tuple) else g, lambda: None if ratio is None else ratio * 0.0, None
+    return g[0] if isinstance(g, tuple) else g, ratio and ratio.zero, None
 
 
 @vjp("Elu", broadcastable=True)
@@ -184,7 +184,7 @@ def power(g: Expr, y: Expr, x: Expr, p: Expr) -> tuple[Any, ...]:
         if known.size == 1:
             value = float(known.item())
             if value == 0:
-                return g * 0.0
+                return x.zero()
             if value == 1:
                 return g
             if value == 2:

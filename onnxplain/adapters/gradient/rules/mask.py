@@ -46,14 +46,16 @@ def step(y: Expr, bound: float | Expr, sign: float) -> Expr:
     ONNX Runtime runs HardSigmoid in the blocked layout of the convolutions around it, where a comparison would have
     every tensor reordered, twice. It is exact. alpha = +-2^100 scales without rounding, and of two float32 numbers of
     magnitude b or more that differ, the difference is at least 2^-24 b: scaled it is beyond 1 for b >= 2^-60. Around 0
-    a difference may be as small as 2^-149, and a second HardSigmoid takes its place.
+    a difference may be as small as 2^-149, and a second HardSigmoid takes its place. There beta is not 0 but -2^-100,
+    which is lost in any other sum: OpenVINO takes a beta of 0 for one that is absent, and so for 0.5.
     """
     value = bound if isinstance(bound, float) else number(bound)
     exact = value is not None and (value == 0 or 2.0**-60 <= abs(value) <= 2.0**20)
     if value is None or not exact or y.value.dtype != ir.DataType.FLOAT:
         return as_number(y > bound if sign > 0 else y < bound, y)
-    mask = op("HardSigmoid", y, alpha=sign * SCALE, beta=-sign * SCALE * value)
-    return mask if value else op("HardSigmoid", mask, alpha=SCALE, beta=0.0)
+    if value:
+        return op("HardSigmoid", y, alpha=sign * SCALE, beta=-sign * SCALE * value)
+    return op("HardSigmoid", op("HardSigmoid", y, alpha=sign * SCALE, beta=-1 / SCALE), alpha=SCALE, beta=-1 / SCALE)
 
 
 def number(bound: Expr) -> float | None:

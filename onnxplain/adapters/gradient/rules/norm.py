@@ -113,10 +113,10 @@ def layer_normalization(
         return add_all(parts)
 
     def slope() -> Expr:
-        return scale * 0.0 if g is None else g * h
+        return scale.zero() if g is None else g * h
 
     def offset() -> Expr | None:
-        return bias * 0.0 if g is None and bias is not None else g
+        return bias.zero() if g is None and bias is not None else g
 
     return (image, slope, offset)[: 2 + (bias is not None)]
 

@@ -108,7 +108,7 @@ def fixed(shape: tuple[Dim, ...]) -> int:
     return math.prod(sizes)
 
 
-def resized(x: Expr, axis: int, *sizes: int, over: int = 1) -> Expr:
+def resized(x: Expr, axis: int, *sizes: Dim, over: int = 1) -> Expr:
     """Reshape: `over` dimensions from `axis` on become the given ones."""
     return x.reshape((*x.shape[:axis], *sizes, *x.shape[axis + over :]))
 
@@ -118,6 +118,6 @@ def constant(value: Expr | None, what: str) -> Any:
     if value is None or value.constant is None:
         raise UnsupportedCase(
             f"{what} that only the run knows: no operator of all runtimes puts a cotangent back by them; "
-            f"next: export the model with constant {what}"
+            f"next: export the model with constant {what}, or with a fixed batch size"
         )
     return value.constant

@@ -69,8 +69,21 @@ def straight_through(
 def dequantize_linear(
     g: Expr, y: Expr, x: Expr, scale: Expr, zero: Expr | None = None, *, axis: int = 1, block_size: int = 0, **_: Any
 ) -> tuple[Any, ...]:
-    """y = (x - z) s;  x̄ = s ȳ."""
-    return lambda: g * spread(scale, y, axis, block_size), parameter, None
+    """y = (x - z) s;  x̄ = s ȳ,  s̄ = Σ ȳ (x - z)."""
+
+    def factor() -> Expr:
+        kind, a = scale.value.dtype or ir.DataType.FLOAT, axis % y.rank
+        total = x.cast(kind)
+        total = g * (total if zero is None else total - spread(zero, y, axis, block_size).cast(kind))
+        if scale.rank == 0 or scale.shape == (1,):
+            return total
+        if not block_size:
+            return total.sum([i for i in range(y.rank) if i != a])
+        blocks = scale.size(a)
+        total = total.pad(a, 0, blocks * block_size - y.size(a))
+        return total.reshape((*y.shape[:a], blocks, block_size, *y.shape[a + 1 :])).sum([a + 1])
+
+    return lambda: g * spread(scale, y, axis, block_size), factor, None
 
 
 def parameter() -> Expr:

@@ -35,7 +35,7 @@ def unrolled(
     if layout:  # batch first
         x, initial = x.transpose((1, 0, 2)), [None if s is None else s.transpose((1, 0, 2)) for s in initial]
     length = x.size(0)
-    if sequence_lens is not None and (sequence_lens.constant is None or (sequence_lens.constant != length).any()):
+    if sequence_lens is not None and not everywhere(sequence_lens, length):
         raise UnsupportedCase("sequences of different lengths; next: export the model without sequence_lens")
     ways = {"forward": (1,), "reverse": (-1,), "bidirectional": (1, -1)}[direction]
     if length * len(ways) * NODES > MOST_NODES:
@@ -55,6 +55,11 @@ def unrolled(
     if layout:
         y, last = y.transpose((2, 0, 1, 3)), [s.transpose((1, 0, 2)) for s in last]
     return (y, *last)
+
+
+def everywhere(x: Expr, value: int) -> bool:
+    """Whether all elements are known to have a value, however many there are: exporters repeat it for each sample."""
+    return all(trial.data is not None and bool((trial.data == value).all()) for trial in x.emit.facts.of(x.value))
 
 
 def split(x: Expr, sizes: list[int], axis: int) -> list[Expr]:

@@ -120,6 +120,10 @@ def lines(
             continue
         size, count = x.size(axis), y.size(axis)
         scale = count / size if factor is None else factor
+        if scaled and not count == math.floor(scale * size) == math.floor(np.float32(scale) * np.float32(size)):
+            raise UnsupportedCase(
+                f"{size} elements times {scale}, which rounding makes {count} or another number; next: use sizes"
+            )
         found.append(Line(axis=axis, size=size, count=count, scale=scale, start=start, end=end))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,36 @@ def reverse_sequence(g: Expr, y: Expr, x: Expr, lengths: Expr, *, batch_axis: in
     return op("ReverseSequence", g, lengths, batch_axis=batch_axis, time_axis=time_axis), None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """Which elements of x an index takes: `axes` of its axes, from the first on, are made one, and `places` lie there.
+
+    They are the same all along the other axes, whose sizes need not be known.
+    """
+
+    places: Array
+    first: int
+    axes: int = 1
+
+    def rows(self, x: Expr) -> int:
+        """The length of the axes that are made one."""
+        return fixed(x.shape[self.first : self.first + self.axes])
+
+    def back(self, g: Expr, x: Expr) -> Expr:
+        """x̄_i = Σ ȳ_j over all places(j) = i."""
+        flat = resized(g, self.first, self.places.size, over=self.places.ndim)
+        back = put_back(flat, self.first, self.places.ravel(), self.rows(x))
+        return resized(back, self.first, *x.shape[self.first : self.first + self.axes]).like(x)
+
+
 @vjp("Gather")
 def gather(g: Expr, y: Expr, x: Expr, indices: Expr, *, axis: int = 0) -> tuple[Any, ...]:
     """y_j = x_i(j) along one axis, an index of any shape in its place;  x̄_i = Σ ȳ_j over all i(j) = i."""
     axis %= x.rank
     if x.emit.facts.counts(indices.value, x.value, axis):
         return g.like(x), None  # a reshape, as which exporters write strided views
-    places = constant(indices, "indices")
-    flat = resized(g, axis, places.size, over=places.ndim)
-    return put_back(flat, axis, counted(places, x.size(axis)).ravel(), x.size(axis)).like(x), None
+    places = counted(constant(indices, "indices"), x.size(axis))
+    return Taken(places=places, first=axis).back(g, x), None
 
 
 @vjp("Compress")
@@ -53,24 +75,21 @@ def compress(g: Expr, y: Expr, x: Expr, condition: Expr, *, axis: int | None = N
     """y = the elements of x for which a constant condition holds;  x̄ has them back in their places."""
     places = np.flatnonzero(constant(condition, "conditions"))
     if axis is None:
-        return put_back(g.reshape((len(places),)), 0, places, fixed(x.shape)).reshape(x.shape), None
+        return Taken(places=places, first=0, axes=x.rank).back(g.reshape((len(places),)), x), None
     axis %= x.rank
-    return put_back(resized(g, axis, len(places)), axis, places, x.size(axis)).like(x), None
+    return Taken(places=places, first=axis).back(resized(g, axis, len(places)), x), None
 
 
 @vjp("GatherElements")
 def gather_elements(g: Expr, y: Expr, x: Expr, indices: Expr, *, axis: int = 0) -> tuple[Any, ...]:
     """y_j = x_i(j), one index for each element of y;  x̄_i = Σ ȳ_j over all i(j) = i."""
-    places = element_places(x, constant(indices, "indices"), axis)
-    return put_back(g.reshape((places.size,)), 0, places, fixed(x.shape)).reshape(x.shape), None
+    return single_elements(x, indices, axis % x.rank).back(g, x), None
 
 
 @vjp("GatherND")
 def gather_nd(g: Expr, y: Expr, x: Expr, indices: Expr, *, batch_dims: int = 0) -> tuple[Any, ...]:
     """y_j = x_i(j), an index of several axes at once;  x̄_i = Σ ȳ_j over all i(j) = i."""
-    places, rest = slice_places(x, constant(indices, "indices"), batch_dims)
-    rows = fixed(x.shape[: x.rank - len(rest)])
-    return put_back(g.reshape((len(places), *rest)), 0, places, rows).reshape(x.shape), None
+    return several_axes(x, indices, batch_dims).back(g, x), None
 
 
 @vjp("ScatterElements")
@@ -78,34 +97,34 @@ def scatter_elements(
     g: Expr, y: Expr, x: Expr, indices: Expr, updates: Expr, *, axis: int = 0, reduction: str = "none"
 ) -> tuple[Any, ...]:
     """y_i(j) = u_j, or x_i(j) + Σ u_j;  x̄ = ȳ (0 where it was replaced), ū_j = ȳ_i(j)."""
-    places = element_places(x, constant(indices, "indices"), axis)
-    return scattered(g, x, updates, places, (), reduction)
+    return scattered(g, x, updates, single_elements(x, indices, axis % x.rank), reduction)
 
 
 @vjp("ScatterND")
 def scatter_nd(g: Expr, y: Expr, x: Expr, indices: Expr, updates: Expr, *, reduction: str = "none") -> tuple[Any, ...]:
     """y_i(j) = u_j, or x_i(j) + Σ u_j, an index of several axes at once;  x̄ and ū as for single elements."""
-    places, rest = slice_places(x, constant(indices, "indices"), 0)
-    return scattered(g, x, updates, places, rest, reduction)
+    return scattered(g, x, updates, several_axes(x, indices, 0), reduction)
 
 
-def scattered(g: Expr, x: Expr, updates: Expr, places: Array, rest: tuple[Any, ...], reduction: str) -> tuple[Any, ...]:
-    """The cotangents of x and of its updates; `rest` are the last axes of x, which an index takes whole."""
+def scattered(g: Expr, x: Expr, updates: Expr, taken: Taken, reduction: str) -> tuple[Any, ...]:
+    """The cotangents of x and of its updates."""
+    places = taken.places.ravel()
     if reduction not in ("none", "add"):
         raise UnsupportedCase(f"reduction {reduction}")
     if reduction == "none" and len(np.unique(places)) < len(places):
         raise UnsupportedCase("indices that repeat, of which runtimes take any; next: use reduction add")
-    leading = x.shape[: x.rank - len(rest)]
 
     def data() -> Expr:
         if reduction == "add":
             return g
-        kept = np.ones(fixed(leading), g.dtype)
+        kept = np.ones(taken.rows(x), g.dtype)
         kept[places] = 0
-        return g * g.emit.constant(kept.reshape([x.size(a) if a < len(leading) else 1 for a in range(x.rank)]))
+        axes = range(taken.first, taken.first + taken.axes)
+        return g * g.emit.constant(kept.reshape([x.size(a) if a in axes else 1 for a in range(x.rank)]))
 
     def update() -> Expr:
-        return op("Gather", g.reshape((fixed(leading), *rest)), places, axis=0).reshape(updates.shape)
+        rows = resized(g, taken.first, taken.rows(x), over=taken.axes)
+        return op("Gather", rows, places, axis=taken.first).like(updates)
 
     return data, None, update
 
@@ -115,21 +134,39 @@ def counted(indices: Array, size: int) -> Array:
     return np.where(indices < 0, indices + size, indices).astype(np.int64)
 
 
-def element_places(x: Expr, indices: Array, axis: int) -> Array:
-    """Where in the flat x the elements lie that differ from their own place along one axis only."""
-    shape = tuple(x.size(a) for a in range(x.rank))
-    where: list[Array] = list(np.indices(indices.shape))
-    where[axis] = counted(indices, shape[axis])
-    return np.ravel_multi_index(tuple(where), shape).ravel()
+def single_elements(x: Expr, indices: Expr, axis: int) -> Taken:
+    """The elements of x that differ from their own place along one axis only.
+
+    Leading axes along which the index is the same may be of any size, such as a batch.
+    """
+    known = before_expand(indices)
+    first = 0
+    while first < axis and known.shape[first] == 1 and x.shape[first] == indices.shape[first] is not None:
+        first += 1
+    sizes, shape = zip(*((indices.size(a), x.size(a)) for a in range(first, x.rank)), strict=True)
+    where: list[Array] = list(np.indices(sizes))
+    where[axis - first] = counted(np.broadcast_to(known.reshape(known.shape[first:]), sizes), shape[axis - first])
+    return Taken(places=np.ravel_multi_index(tuple(where), shape), first=first, axes=x.rank - first)
 
 
-def slice_places(x: Expr, indices: Array, batch_dims: int) -> tuple[Array, tuple[Any, ...]]:
-    """Which rows of x are taken if its indexed axes are made one, and the axes that are taken whole."""
-    deep = batch_dims + indices.shape[-1]
-    shape = tuple(x.size(a) for a in range(deep))
-    where: list[Array] = list(np.indices(indices.shape[:-1])[:batch_dims])
-    where += [counted(part, shape[batch_dims + i]) for i, part in enumerate(np.moveaxis(indices, -1, 0))]
-    return np.ravel_multi_index(tuple(where), shape).ravel(), x.shape[deep:]
+def before_expand(indices: Expr) -> Array:
+    """The indices as they are, or as they were before they were repeated along axes that then are of length 1 here."""
+    node = indices.value.producer()
+    if indices.constant is None and node is not None and node.op_type == "Expand" and node.inputs[0] is not None:
+        before = Expr(indices.emit, node.inputs[0]).constant
+        if before is not None:
+            return before.reshape((1,) * (indices.rank - before.ndim) + before.shape)
+    return np.asarray(constant(indices, "indices"))
+
+
+def several_axes(x: Expr, indices: Expr, batch_dims: int) -> Taken:
+    """The rows of x that an index of several axes takes; the index has its own rows for each of the batch axes."""
+    known = constant(indices, "indices")
+    axes = batch_dims + known.shape[-1]
+    shape = tuple(x.size(a) for a in range(axes))
+    where: list[Array] = list(np.indices(known.shape[:-1])[:batch_dims])
+    where += [counted(part, shape[batch_dims + i]) for i, part in enumerate(np.moveaxis(known, -1, 0))]
+    return Taken(places=np.ravel_multi_index(tuple(where), shape), first=0, axes=axes)
 
 
 @vjp("TopK")

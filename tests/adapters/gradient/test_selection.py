@@ -21,7 +21,10 @@ def parsed(body: str, inputs: str = "float[N, 4] x", imports: str = '"" : 18') -
 
 
 SELECTS = {
-    "Gather": "first = ReduceSum<keepdims = 0>(x) i = Cast<to = 7>(first) y = Gather<axis = 1>(x, i)",
+    "Gather": """
+        total = ReduceSum<keepdims = 0>(x) i = Cast<to = 7>(total) row = Gather<axis = 1>(x, i)
+        axes = Constant<value_ints = [1]>() y = Unsqueeze(row, axes)
+    """,
     "GatherElements": "i = Cast<to = 7>(x) y = GatherElements<axis = 1>(x, i)",
     "ScatterElements": "i = Cast<to = 7>(x) y = ScatterElements<axis = 1>(x, i, x)",
 }
@@ -45,6 +48,35 @@ def test_an_index_into_a_constant_table_ends_the_derivative() -> None:
     g = np.ones((3, 4), np.float32)
     out = ReferenceExecutor(differentiate(model))({"x": x, "grad_y": g})["grad_x"]
     np.testing.assert_array_equal(out, np.broadcast_to(table[x.argmax(1)], x.shape))
+
+
+REPEATED = {
+    "GatherElements": ("y = GatherElements<axis = 1>(x, i)", [[3, 0, 3]]),
+    "ScatterElements": ("u = Sin(z) y = ScatterElements<axis = 1>(x, i, u)", [[3, 0, 2]]),
+}
+
+
+@pytest.mark.parametrize("op", REPEATED)
+def test_an_index_that_is_repeated_for_the_batch_is_known(op: str) -> None:
+    """As exporters write `gather` and assignments to a slice: the same for any batch as for one of that size."""
+    body, index = REPEATED[op]
+    model = parsed(
+        f"n = Shape<start = 0, end = 1>(x) three = Constant<value_ints = [3]>() "
+        f"shape = Concat<axis = 0>(n, three) i = Expand(index, shape) z = Slice(x, zero, three, one) {body}"
+    )
+    constants = {"index": index, "zero": [0], "one": [1]}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items())
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    feeds = {"x": x, "grad_y": rng.normal(size=(5, 3 if op.startswith("G") else 4)).astype(np.float32)}
+    free, known = (ReferenceExecutor(differentiate(m))(feeds)["grad_x"] for m in (model, fixed))
+    np.testing.assert_array_equal(free, known)
+    if op == "GatherElements":
+        g = feeds["grad_y"]
+        np.testing.assert_array_equal(free, np.stack([g[:, 1], 0 * x[:, 0], 0 * x[:, 0], g[:, 0] + g[:, 2]], axis=1))
 
 
 PRINCIPLES = {
