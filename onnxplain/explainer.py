@@ -6,27 +6,29 @@ import hashlib
 import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto
 
+from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.prepare import ModelLike
-from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, properties
+from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, notes_of, properties
 from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.protocol import Closing
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import Method, to_dict
-from onnxplain.engine.methods.baselines import channel_axis
-from onnxplain.engine.requests import Array, Gradients, Kind, Logits, Objective, Points, Program
+from onnxplain.engine.requests import Array, Gradients, Head, Kind, Logits, Objective, Points, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError, by_operator
 from onnxplain.models.labels import labels_for
-from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find
+from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find, to_input
 
 ROUNDING = 0.01  # how far a pixel may lie out of range: images are resized and scaled by others
 Target: TypeAlias = int | Sequence[int] | Array | None
@@ -39,6 +41,8 @@ def open(
     batch_size: int = 8,
     preprocess: Preprocess = AUTO,
     output: str | None = None,
+    head: str | None = None,
+    input_shape: Sequence[int] | None = None,
     gradient: bool = True,
     range: tuple[float, float] | None = None,
     threads: int = 0,
@@ -54,6 +58,8 @@ def open(
             (see `models.preprocess.find`), otherwise a specification, the path of one, or None for a classifier whose
             input is to be taken as it is.
         output: the name of the logits, where the model has several float outputs.
+        head: "softmax" or "sigmoid"; None: as the model ends, see `gradient_model`.
+        input_shape: the sizes that a classifier leaves open, such as (3, 224, 224).
         gradient: False opens the forward half only, for scoring heatmaps; the model need not be differentiable then.
         range: the valid values of an input without preprocessing, for methods that work in pixel units.
         threads: of the runtime inside one operator; 0 lets it decide.
@@ -66,7 +72,8 @@ def open(
     """
     if on != "cpu":
         raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
-    made = halves(model, preprocess, output, gradient=gradient, on_unsupported=on_unsupported)
+    how: dict[str, Any] = {"head": head, "input_shape": input_shape, "gradient": gradient}
+    made = halves(model, preprocess, output, **how, on_unsupported=on_unsupported)
     return Explainer(made, batch_size=batch_size, range=range, threads=threads)
 
 
@@ -74,8 +81,9 @@ class Explainer(Closing):
     """A gradient model on a device. Made by `open`.
 
     `space` says how its input relates to pixels, `preprocess` how photos become inputs (None if the model does not
-    say), `labels` names the classes (None if unknown), `usage` counts what has been spent. Threads may share it: they
-    take turns.
+    say), `head` what makes probabilities of its logits, `labels` names the classes (None if unknown), `notes` says what
+    was cut off or passed over of the classifier, `usage` counts what has been spent. Threads may share it: they take
+    turns.
     """
 
     def __init__(
@@ -93,8 +101,15 @@ class Explainer(Closing):
         pixel = self.metadata["onnxplain.space"] == "pixel"
         if pixel and range is not None:
             raise UsageError("range: this model's input is RGB in [0,1] already; next: leave range out")
-        self.space = self.preprocess.space() if pixel and self.preprocess else Space.model(range)
+        self.head = Head(self.metadata[HEAD_KEY])
+        axis = {"NCHW": 0, "NHWC": -1}.get(self.metadata.get(LAYOUT_KEY, "NCHW" if pixel else ""))
+        self.space = (
+            self.preprocess.space(channel_axis=axis or 0)
+            if pixel and self.preprocess
+            else replace(Space.model(range), channel_axis=axis)
+        )
         self.labels = labels_for(self.metadata)
+        self.notes = notes_of(self.metadata)
         self.usage = Usage()
         self.batch_size = batch_size
         self.threads = threads
@@ -102,7 +117,7 @@ class Explainer(Closing):
         self._opened: list[OnnxRuntimeExecutor] = []
         self._closed = False
         self._logits = self._start(model.logits)
-        self.forward = Model(self._logits, batch_size=batch_size)
+        self.forward = Model(self._logits, batch_size=batch_size, head=self.head)
 
     def _start(self, model: ModelProto) -> OnnxRuntimeExecutor:
         if self._closed:
@@ -116,7 +131,25 @@ class Explainer(Closing):
         """The model with its gradient; its session is started when it is first needed."""
         if self._halves.gradient is None:
             raise UsageError("opened forward only: there are no gradients; next: open it with gradient=True")
-        return Model(self._logits, self._start(self._halves.gradient), batch_size=self.batch_size)
+        return Model(self._logits, self._start(self._halves.gradient), batch_size=self.batch_size, head=self.head)
+
+    @property
+    def channel_axis(self) -> int:
+        """Where an image has its channels: 0, or -1 for channels last."""
+        return -1 if self.space.channel_axis == -1 else 0
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image. Raises `UsageError` if the model's input is none."""
+        sizes = [size for axis, size in enumerate(self.forward.image_shape) if axis != self.channel_axis % 3]
+        if len(sizes) != 2:
+            raise UsageError(f"the model's input {self.forward.image_shape} is no image (C, H, W) or (H, W, C)")
+        return sizes[0], sizes[1]
+
+    def to_input(self, image: NDArray[np.uint8]) -> Array:
+        """A photo uint8 (H, W, 3), as `load_image` gives it, in the shape, layout and dtype of one image."""
+        channels = self.forward.image_shape[self.channel_axis]
+        return to_input(image, channels=channels, channel_axis=self.channel_axis).astype(self.forward.dtype, copy=False)
 
     def close(self) -> None:
         """Free the runtime's sessions. Idempotent; nothing runs afterwards."""
@@ -144,7 +177,7 @@ class Explainer(Closing):
         def program(x: Array, target: int | Array | None) -> Program[Gradients]:
             if target is None:
                 target = int((yield Logits(x[None]))[0].argmax())
-            answer: Gradients = yield Points(x[None], Objective(kind, target))
+            answer: Gradients = yield Points(x[None], Objective(kind, target, self.head))
             return answer
 
         rows = self._fit(x)
@@ -206,7 +239,7 @@ class Explainer(Closing):
             )
         logits = (yield Logits(x[None]))[0]
         target = int(logits.argmax()) if target is None else target
-        attribution = yield from method(x, target, space=self.space, rng=generator(seed, x, method))
+        attribution = yield from method(x, target, space=self.space, rng=generator(seed, x, method), head=self.head)
         values = attribution.values.astype(np.float32)
         if not np.isfinite(values).all():
             raise NonFinite(f"method {method.id}: its attribution holds NaN or Inf; next: try another objective")
@@ -214,12 +247,12 @@ class Explainer(Closing):
             attribution=values,
             target=target,
             logits=logits,
-            value=float(Objective(getattr(method, "objective", Kind.LOGIT), target).value(logits)),
+            value=float(Objective(getattr(method, "objective", Kind.LOGIT), target, self.head).value(logits)),
             method=method.id,
             params=to_dict(method),
             diagnostics=attribution.diagnostics,
             provenance=self.provenance | {"seed": seed},
-            channel_axis=channel_axis(x, self.space) or 0,
+            channel_axis=self.channel_axis,
         )
 
     @cached_property
@@ -228,6 +261,7 @@ class Explainer(Closing):
         return {
             "model_sha256": self.metadata["onnxplain.source_sha256"],
             "space": self.metadata["onnxplain.space"],
+            "head": str(self.head),
             "preprocess": self.preprocess.to_dict() if self.preprocess else None,
             "stopped": by_operator(stopped_at(self.metadata)),
             "on": "cpu",

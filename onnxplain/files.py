@@ -25,10 +25,10 @@ from onnxplain.engine.drive import Outcome, drive
 from onnxplain.engine.explanation import Explanation, read_heatmap
 from onnxplain.engine.methods import Method
 from onnxplain.engine.metrics import InsertionDeletion
-from onnxplain.engine.requests import Program, softmax
+from onnxplain.engine.requests import Head, Program
 from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer
-from onnxplain.models.preprocess import PreprocessSpec, load_image, to_input
+from onnxplain.models.preprocess import PreprocessSpec, load_image
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Observe: TypeAlias = Callable[[Mapping[str, int]], None]
@@ -135,7 +135,7 @@ def explain_photos(
 
     def program(photo: Path, method: Method) -> Program[Explanation]:
         image = load_image(photo, spec)
-        explanation = yield from explainer.program(to_input(image), method, target, seed)
+        explanation = yield from explainer.program(explainer.to_input(image), method, target, seed)
         of = {"image": photo.name, "image_sha256": pixel_sha256(image)}
         return replace(explanation, image=image, provenance={**explanation.provenance, **of})
 
@@ -147,11 +147,12 @@ def summary(explanation: Explanation, labels: Sequence[str] | None = None) -> di
     """An explanation in one row: the class, how sure the model is of it, and how complete the attribution is."""
     target, logits = explanation.target, explanation.logits.astype(np.float64)
     index = None if isinstance(target, np.ndarray) else target
+    head = Head(explanation.provenance.get("head", Head.SOFTMAX))
     return {
         "method": explanation.method,
         "target": index,
         "label": labels[index] if labels is not None and index is not None and index < len(labels) else None,
-        "probability": float(softmax(logits)[index]) if index is not None else None,
+        "probability": float(head.probability(logits)[index]) if index is not None else None,
         "logit": float(logits[index]) if index is not None else None,
         "value": explanation.value,
         "completeness_gap": explanation.diagnostics.get("completeness_gap"),
@@ -200,14 +201,20 @@ def score_heatmaps(
             image, name = load_image(photo, spec), photo.name
         else:
             raise InputError(f"{path}: holds no image; next: give the photo that it explains with --image")
-        size = explainer.forward.image_shape[1:]
+        size = explainer.image_size
         if image.shape[:2] != size:
             raise InputError(
                 f"{path}: made for an image of {image.shape[0]} x {image.shape[1]}, the model takes "
                 f"{' x '.join(map(str, size))}; next: make the heatmap with this model"
             )
-        x = to_input(image).astype(explainer.forward.dtype, copy=False)
-        played = yield from metric(x, loaded.values, space=explainer.space, name=str(path))
+        x = explainer.to_input(image)
+        axis = explainer.channel_axis
+        values = loaded.values
+        if values.ndim == 3 and values.shape != x.shape:  # files have the channels first
+            values = np.moveaxis(values, 0, axis)
+        played = yield from metric(
+            x, values, space=explainer.space, head=explainer.head, channel_axis=axis, name=str(path)
+        )
         facts = {
             "image": name,
             "heatmap": str(path),

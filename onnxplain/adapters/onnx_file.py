@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,15 +17,18 @@ import onnx
 import onnx_ir as ir
 
 from onnxplain.adapters.gradient.classifier import (
+    HEAD_KEY,
+    LAYOUT_KEY,
+    NOTES_KEY,
     OBJECTIVES,
     OUTPUTS,
-    before_activation,
     forward_model,
     gradient_model,
     logits_model,
     source_sha256,
 )
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, stopped_at
+from onnxplain.adapters.gradient.head import ACTIVATIONS, find_logits
 from onnxplain.adapters.gradient.portability import TABLES, Note, Runtime, notes
 from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
@@ -33,7 +36,7 @@ from onnxplain.adapters.verify import verify_gradient
 from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
-from onnxplain.engine.requests import log_softmax, softmax
+from onnxplain.engine.requests import Head
 from onnxplain.engine.verify import Verification
 from onnxplain.errors import (
     ExecutionError,
@@ -65,6 +68,8 @@ def halves(
     preprocess: Preprocess = AUTO,
     output: str | None = None,
     *,
+    head: str | None = None,
+    input_shape: Sequence[int] | None = None,
     gradient: bool = True,
     on_unsupported: OnUnsupported = "error",
 ) -> Halves:
@@ -83,8 +88,10 @@ def halves(
     if is_gradient:
         if problem := gradient_model_problem(ours):
             raise InvalidModel(problem)
-        if isinstance(preprocess, PreprocessSpec) or output is not None:
-            raise UsageError("a gradient model has its preprocessing and its output built in; next: leave them out")
+        if isinstance(preprocess, PreprocessSpec) or any(v is not None for v in (output, head, input_shape)):
+            raise UsageError(
+                "a gradient model has its preprocessing, output, head and input shape built in; next: leave them out"
+            )
         if preprocess is None and PREPROCESS_KEY in ours.metadata_props:
             raise UsageError(
                 "the gradient model has its preprocessing folded in, which cannot be taken out by `none`; "
@@ -101,9 +108,10 @@ def halves(
     else:
         assert preprocess is None or isinstance(preprocess, PreprocessSpec)
         spec = preprocess
+    how: dict[str, Any] = {"preprocess": spec, "output": output, "head": head, "input_shape": input_shape}
     if not gradient:
-        return Halves(logits_model(model, preprocess=spec, output=output), None)
-    made = gradient_model(model, preprocess=spec, output=output, on_unsupported=on_unsupported)
+        return Halves(logits_model(model, **how), None)
+    made = gradient_model(model, **how, on_unsupported=on_unsupported)
     return Halves(forward_model(made), made)
 
 
@@ -134,6 +142,8 @@ def gradient_model_problem(model: ir.Model) -> str | None:
         problem = "has no logits of shape (N, K) with a fixed K"
     elif meta["onnxplain.space"] not in ("pixel", "model"):
         problem = f"has the unknown space {meta['onnxplain.space']!r} in its metadata"
+    elif meta.get(HEAD_KEY) not in list(Head):
+        problem = f"has the unknown head {meta.get(HEAD_KEY)!r} in its metadata"
     elif (meta["onnxplain.space"] == "pixel") != (PREPROCESS_KEY in meta):
         problem = f"has the space {meta['onnxplain.space']} with{'' if PREPROCESS_KEY in meta else 'out'} preprocessing"
     elif objectives_of(meta) != OBJECTIVES:
@@ -190,17 +200,25 @@ class Inspection:
     preprocess: dict[str, Any] | None
     preprocess_from: str | None  # where it was found; or, if it was not, what was looked for
     gradient_model: dict[str, Any] | None  # space, objectives, source, version and stops, if it is a gradient model
+    head: str | None  # softmax or sigmoid
+    layout: str | None  # NCHW or NHWC
+    notes: list[str]  # what is cut off or passed over, and what becomes of the input, in the gradient model
     runtimes: dict[Runtime, list[Note]]  # what each would not run, in either half; empty if neither could be made
     problems: list[str]
 
 
 def inspect(
-    path: str | os.PathLike[str], *, preprocess: str | os.PathLike[str] | None = AUTO, output: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    preprocess: str | os.PathLike[str] | None = AUTO,
+    output: str | None = None,
+    head: str | None = None,
+    input_shape: Sequence[int] | None = None,
 ) -> Inspection:
     """Look into a model file without running it, and see whether a gradient model can be made of it.
 
-    `preprocess` is "auto", the path of a specification, or None for an input that is ready as it is; `output` names the
-    logits, where there are several float outputs.
+    `preprocess` is "auto", the path of a specification, or None for an input that is ready as it is; `output`, `head`
+    and `input_shape` are those of `gradient_model`.
 
     Raises:
         InvalidModel: the file is missing or cannot be read. Anything less is listed under `problems`.
@@ -225,13 +243,15 @@ def inspect(
         problems += filter(None, [gradient_model_problem(ours)])
         made = ours
     else:
+        how: dict[str, Any] = {"preprocess": spec, "output": output, "head": head, "input_shape": input_shape}
         try:
-            made = ir.from_proto(gradient_model(path, preprocess=spec, output=output))
+            made = ir.from_proto(gradient_model(path, **how))
         except NotDifferentiable as error:
             gaps = list(error.gaps)
-            made = ir.from_proto(logits_model(path, preprocess=spec, output=output))
+            made = ir.from_proto(logits_model(path, **how))
         except OnnxplainError as error:
             problems.append(str(error))
+    found = {} if made is None else made.metadata_props
     return Inspection(
         model=str(path),
         sha256=source_sha256(path),
@@ -247,6 +267,9 @@ def inspect(
         preprocess=spec.to_dict() if spec is not None else None,
         preprocess_from=where,
         gradient_model=gradient_facts(meta) if is_gradient else None,
+        head=found.get(HEAD_KEY),
+        layout=found.get(LAYOUT_KEY),
+        notes=notes_of(found),
         runtimes={} if made is None else {runtime: notes(made, runtime, "logits") for runtime in TABLES},
         problems=problems,
     )
@@ -255,6 +278,15 @@ def inspect(
 def tensor(value: ir.Value) -> Tensor:
     shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
     return Tensor(str(value.name), str(value.dtype).lower(), shape)
+
+
+def notes_of(meta: Mapping[str, str]) -> list[str]:
+    """What generating the gradient model had to say; nothing if it is not a list of texts."""
+    try:
+        notes = json.loads(meta.get(NOTES_KEY, "[]"))
+    except ValueError:
+        return []
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def gradient_facts(meta: dict[str, str]) -> dict[str, Any]:
@@ -287,6 +319,8 @@ class Exported:
     files: list[WrittenModel]
     difference: float | None
     verification: Verification | None
+    head: str  # softmax or sigmoid
+    notes: list[str]  # what was cut off or passed over
 
 
 def write_gradient_model(
@@ -295,6 +329,8 @@ def write_gradient_model(
     *,
     preprocess: Preprocess = AUTO,
     output: str | None = None,
+    head: str | None = None,
+    input_shape: Sequence[int] | None = None,
     classifier: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     verify: bool = True,
@@ -323,7 +359,7 @@ def write_gradient_model(
         raise UsageError(f"{source} is a gradient model already; next: use it as it is, or export its classifier")
     for path in targets:
         writable_file(path)
-    made = halves(source, preprocess, output, on_unsupported=on_unsupported)
+    made = halves(source, preprocess, output, head=head, input_shape=input_shape, on_unsupported=on_unsupported)
     assert made.gradient is not None
     difference = verification = None
     if verify:
@@ -337,7 +373,8 @@ def write_gradient_model(
     written = [write_model(made.gradient, targets[0], overwrite)]
     if classifier is not None:
         written.append(write_model(plain_classifier(source, made.gradient), targets[1], overwrite))
-    return Exported(written, difference, verification)
+    meta = properties(made.gradient)
+    return Exported(written, difference, verification, meta[HEAD_KEY], notes_of(meta))
 
 
 def plain_classifier(source: str | os.PathLike[str], gradient: onnx.ModelProto) -> onnx.ModelProto:
@@ -348,7 +385,7 @@ def plain_classifier(source: str | os.PathLike[str], gradient: onnx.ModelProto) 
     return as_message(ours)
 
 
-TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # times the largest logit, or 1
+TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}  # times the largest logit, or 1
 
 
 def verified(
@@ -358,30 +395,40 @@ def verified(
 
     Everything runs without the optimiser, so that the two graphs are compared and not what is made of them.
     """
-    text = properties(gradient).get(PREPROCESS_KEY)
-    spec = PreprocessSpec.from_dict(json.loads(text)) if text is not None else None
+    meta = properties(gradient)
+    spec = PreprocessSpec.from_dict(json.loads(meta[PREPROCESS_KEY])) if PREPROCESS_KEY in meta else None
+    axis = -1 if meta.get(LAYOUT_KEY) == "NHWC" else 0
     prepared = prepare(source).graph
-    (named,) = [v for v in prepared.outputs if v.name == output or (output is None and v.dtype in FLOATS)]
-    after = {"Softmax": softmax, "LogSoftmax": log_softmax}.get(before_activation(named)[1] or "")
+    tail = find_logits(prepared, prepared.inputs[0], output).tail
+    head = ACTIVATIONS.get(tail.activation or "")
     with (
         OnnxRuntimeExecutor(onnx.load(source), optimise=False) as theirs,
         OnnxRuntimeExecutor(forward, optimise=False) as ours,
     ):
         ((name, input),) = ours.inputs.items()
-        (given,) = theirs.inputs
+        ((given, wanted),) = theirs.inputs.items()
         draw = np.random.default_rng(0)
         worst, largest = 0.0, 1.0
+        count = wanted.shape[0] if isinstance(wanted.shape[0], int) else 1
+        whole = wanted.dtype.kind in "iu"
         for _ in range(4):
-            x = draw.random((1, *(int(d or 1) for d in input.shape[1:]))).astype(input.dtype)
-            model_space = x if spec is None else normalise(x, spec)
+            x = draw.random((count, *input.shape[1:]))  # type: ignore[arg-type]
+            if whole:
+                x = np.rint(255 * x) / (255 if spec is not None else 1)
+            x = x.astype(input.dtype)
+            model_space = x if spec is None else normalise(x, spec, channel_axis=axis)
+            model_space = np.rint(model_space) if whole else model_space
             (mine,) = ours({name: x}).values()
-            mine = mine if after is None else after(mine)
-            answer = theirs({given: np.ascontiguousarray(model_space, input.dtype)})[str(named.name)].reshape(
-                mine.shape
-            )
-            worst = max(worst, float(np.abs(mine.astype(np.float64) - answer).max()))
+            if head is not None:
+                mine = head.log_probability(mine) if tail.logarithm else head.probability(mine)
+            answer = theirs({given: np.ascontiguousarray(model_space, wanted.dtype)})[str(tail.output.name)]
+            if isinstance(answer, list):  # of a ZipMap: a dictionary for each image
+                answer = np.asarray([list(row.values()) for row in answer])
+            answer = answer.reshape(mine.shape).astype(np.float64)
+            worst = max(worst, float(np.abs(mine - answer).max()))
             largest = max(largest, float(np.abs(answer).max()))
-    if not worst <= TOLERANCE[input.dtype.name] * largest:  # NaN is a failure too
+    precision = wanted.dtype if wanted.dtype == np.float16 else input.dtype
+    if not worst <= TOLERANCE[precision.name] * largest:  # NaN is a failure too
         raise ExecutionError(
             f"{source}: the logits of the gradient model differ from its own by up to {worst:.3g}, which is more than "
             "float noise; next: if the gradient model was made of this file by this version, report it, it is a bug"
@@ -413,6 +460,8 @@ def verify(
     on: str = "cpu",
     preprocess: Preprocess = AUTO,
     output: str | None = None,
+    head: str | None = None,
+    input_shape: Sequence[int] | None = None,
     classifier: str | os.PathLike[str] | None = None,
     images: Sequence[str | os.PathLike[str]] = (),
     range: tuple[float, float] | None = None,
@@ -439,7 +488,8 @@ def verify(
     ready = GRADIENT_MODEL_KEY in read(path).metadata_props
     if not ready and classifier is not None:
         raise UsageError(f"{path} is a classifier itself, and compared with; next: leave the other classifier out")
-    made = halves(path, preprocess, None if ready else output, on_unsupported=on_unsupported)
+    how: dict[str, Any] = {"head": head, "input_shape": input_shape, "on_unsupported": on_unsupported}
+    made = halves(path, preprocess, None if ready else output, **how)
     assert made.gradient is not None
     source = classifier if ready else path
     return Verified(

@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY
 from onnxplain.adapters.gradient.differentiate import stopped_at
 from onnxplain.engine.drive import Model
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
+from onnxplain.engine.requests import Head
 from onnxplain.engine.space import Space
 from onnxplain.engine.verify import Verification, random_images, verify
 from onnxplain.errors import UsageError
@@ -45,16 +47,21 @@ def verify_gradient(
         OnnxRuntimeExecutor(forward, threads=threads) as logits,
         OnnxRuntimeExecutor(gradient, threads=threads) as both,
     ):
-        model = Model(logits, both, batch_size=batch_size)
+        model = Model(logits, both, batch_size=batch_size, head=Head(meta[HEAD_KEY]))
         low, high = (0.0, 1.0) if PREPROCESS_KEY in meta else range or UNKNOWN
         Space.model((low, high))  # which complains if they are in the wrong order
-        points = photos(meta, images) if images else random_images(model.image_shape, low, high, seed)
+        points = photos(meta, model, images) if images else random_images(model.image_shape, low, high, seed)
         return verify(model, points, span=high - low, seed=seed, stopped=stopped_at(meta))
 
 
-def photos(meta: Mapping[str, str], paths: Sequence[str | os.PathLike[str]]) -> dict[str, NDArray[np.float32]]:
+def photos(
+    meta: Mapping[str, str], model: Model, paths: Sequence[str | os.PathLike[str]]
+) -> dict[str, NDArray[np.float32]]:
     """Photos as the model takes them, by their paths."""
     if PREPROCESS_KEY not in meta:
         raise UsageError("photos: the model has no preprocessing; next: export it with one, or verify at random images")
     spec = PreprocessSpec.from_dict(json.loads(meta[PREPROCESS_KEY]))
-    return {os.fspath(path): to_input(load_image(Path(path), spec)) for path in paths}
+    axis = -1 if meta.get(LAYOUT_KEY) == "NHWC" else 0
+    channels = model.image_shape[axis]
+    loaded = {os.fspath(path): load_image(Path(path), spec) for path in paths}
+    return {name: to_input(image, channels=channels, channel_axis=axis) for name, image in loaded.items()}

@@ -73,6 +73,8 @@ def command(
     with options.warnings_said():
         opened = open(model, **opening, on_unsupported=on_unsupported)
     with opened as explainer:
+        for note in explainer.notes:
+            terminal().say(note, 1)
 
         def start(observe: Observe) -> Iterator[Outcome[Explanation]]:
             outcomes = explain_photos(explainer, photos, methods, target, seed, observe=observe)

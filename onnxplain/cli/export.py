@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 )
 @options.preprocess
 @options.output_name
+@options.head
+@options.input_shape
 @click.option(
     "--verify/--no-verify",
     default=True,
@@ -40,6 +42,8 @@ def command(
     classifier: Path | None,
     preprocess: str | None,
     output_name: str | None,
+    head: str | None,
+    input_shape: tuple[int, ...] | None,
     verify: bool,
     on_unsupported: OnUnsupported,
     overwrite: bool,
@@ -62,6 +66,8 @@ def command(
             output,
             preprocess=options.preprocess_of(preprocess),
             output=output_name,
+            head=head,
+            input_shape=input_shape,
             classifier=classifier,
             overwrite=overwrite,
             verify=verify,
@@ -76,6 +82,8 @@ def command(
     if form == "json":
         result(as_json(asdict(done)))
         return
+    for note in done.notes:
+        terminal().say(note)
     for file in done.files:
         result(f"{file.path}  {file.bytes:,} bytes, {file.nodes} nodes, SHA-256 {file.sha256}")
     if found is not None:

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 @options.model
 @options.preprocess
 @options.output_name
+@options.head
+@options.input_shape
 @options.format("text", "json")
-def command(model: Path, preprocess: str | None, output_name: str | None, form: str) -> None:
+def command(
+    model: Path, preprocess: str | None, output_name: str | None, head: str | None,
+    input_shape: tuple[int, ...] | None, form: str,
+) -> None:  # fmt: skip
     """Show what is in a model, its preprocessing, and whether it can be explained.
 
     Operators without a gradient rule are listed, and are no error here. So are those that ONNX Runtime would leave to
@@ -34,7 +39,9 @@ def command(model: Path, preprocess: str | None, output_name: str | None, form: 
     """
     from onnxplain.adapters.onnx_file import inspect
 
-    found = inspect(model, preprocess=options.preprocess_of(preprocess), output=output_name)
+    found = inspect(
+        model, preprocess=options.preprocess_of(preprocess), output=output_name, head=head, input_shape=input_shape
+    )
     result(as_json(asdict(found)) if form == "json" else text(found))
 
 
@@ -59,6 +66,11 @@ def text(found: Inspection) -> str:
         lines += [("no gradient", f"{op} x{n} (first: {first[op, why]}): {why}") for (op, why), n in gaps.items()]
     elif not found.problems:
         lines.append(("gradient", "every operator between image and logits has a rule"))
+    if found.head is not None:
+        lines.append(("head", found.head))
+    if found.layout is not None:
+        lines.append(("layout", found.layout))
+    lines += [("note", note) for note in found.notes]
     for runtime, left in found.runtimes.items():
         lines += [(f"{runtime} {note.half}", remark(note)) for note in left]
         if not left:

@@ -70,6 +70,30 @@ preprocess = click.option(
     "[default: looked for beside the model and in its metadata]",
 )
 output_name = click.option("--output-name", metavar="NAME", help="The output with the logits, where there are several.")
+head = click.option(
+    "--head",
+    type=click.Choice(("softmax", "sigmoid")),
+    help="What makes probabilities of logits: classes that exclude one another, or labels that do not. "
+    "[default: as the model ends; sigmoid for one output, else softmax]",
+)
+
+
+def sizes(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """Whole numbers with commas between them."""
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"expected whole numbers with commas between, such as 3,224,224, got {text!r}"
+        ) from None
+
+
+input_shape = click.option(
+    "--input-shape",
+    metavar="C,H,W",
+    callback=sizes,
+    help="The sizes of an image that the model leaves open and no preprocessing says; H,W,C for channels last.",
+)
 overwrite = click.option("--overwrite", is_flag=True, help="Replace results that are there already.")
 on_unsupported = click.option(
     "--on-unsupported",
@@ -120,12 +144,13 @@ def opening(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def command(
-        *, preprocess: str | None, output_name: str | None, batch_size: int, threads: int, on: str, **others: Any
-    ) -> Any:
-        how = {"preprocess": preprocess_of(preprocess), "output": output_name}
+        *, preprocess: str | None, output_name: str | None, head: str | None, input_shape: tuple[int, ...] | None,
+        batch_size: int, threads: int, on: str, **others: Any,
+    ) -> Any:  # fmt: skip
+        how = {"preprocess": preprocess_of(preprocess), "output": output_name, "head": head, "input_shape": input_shape}
         return function(opening=how | {"batch_size": batch_size, "threads": threads, "on": on}, **others)
 
-    for option in (on, threads, batch_size, output_name, preprocess):  # the last one is listed first
+    for option in (on, threads, batch_size, input_shape, head, output_name, preprocess):  # the last one is listed first
         command = option(command)
     return command
 

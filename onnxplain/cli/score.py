@@ -75,6 +75,8 @@ def command(
             )
         refuse_existing([output], overwrite=overwrite)
     with open(model, **opening, gradient=False) as explainer:
+        for note in explainer.notes:
+            terminal().say(note, 1)
 
         def start(observe: Observe) -> Iterator[Outcome[Scored]]:
             outcomes = score_heatmaps(explainer, heatmaps, metrics, photos=images, key=key, observe=observe)
@@ -92,7 +94,7 @@ def command(
             start,
             take,
             names=[str(path) for path in heatmaps for _ in metrics],
-            costs=[metric.rows(*explainer.forward.image_shape[1:]) for metric in metrics],
+            costs=[metric.rows(*explainer.image_size) for metric in metrics],
             usage=explainer.usage,
             stream=form == "jsonl",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -37,17 +37,12 @@ COLUMNS = {
     help="The values of an input without preprocessing. [default: -2 2]",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random images and directions.")
-@options.on
-@options.threads
-@options.batch_size
-@options.output_name
-@options.preprocess
+@options.opening
 @options.on_unsupported
 @options.format("text", "json")
 def command(
     model: Path, images: tuple[Path, ...], classifier: Path | None, range_: tuple[float, float] | None, seed: int,
-    on: str, threads: int, batch_size: int, output_name: str | None, preprocess: str | None,
-    on_unsupported: OnUnsupported, form: str,
+    opening: dict[str, Any], on_unsupported: OnUnsupported, form: str,
 ) -> int:  # fmt: skip
     """Prove a gradient model on this machine, without the framework of its classifier.
 
@@ -65,16 +60,12 @@ def command(
     with options.warnings_said():
         found = verify(
             model,
-            on=on,
-            preprocess=options.preprocess_of(preprocess),
-            output=output_name,
             classifier=classifier,
             images=images,
             range=range_,
             seed=seed,
-            batch_size=batch_size,
-            threads=threads,
             on_unsupported=on_unsupported,
+            **opening,
         )
     result(as_json(asdict(found)) if form == "json" else text(found))
     return 0 if found.passed else 1

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.protocol import Executor, TensorSpec
-from onnxplain.engine.requests import Gradients, Line, Logits, PathSum, Points, Program, Request, Validity
+from onnxplain.engine.requests import Gradients, Head, Line, Logits, PathSum, Points, Program, Request, Validity
 from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, UsageError
 
 Array: TypeAlias = NDArray[Any]
@@ -65,7 +65,14 @@ class Model:
     Several threads may drive programs on it; they take turns, batch by batch.
     """
 
-    def __init__(self, logits: Executor, gradient: Executor | None = None, *, batch_size: int = 8) -> None:
+    def __init__(
+        self,
+        logits: Executor,
+        gradient: Executor | None = None,
+        *,
+        batch_size: int = 8,
+        head: Head = Head.SOFTMAX,
+    ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch size: expected at least 1, got {batch_size}")
         self.executors = {LOGITS: logits, GRADIENT: gradient}
@@ -77,6 +84,7 @@ class Model:
             raise FeedMismatch(f"input {self.input}: only the batch may be symbolic, got {spec}")
         self.image_shape = tuple(sizes)
         self.classes = classes
+        self.head = head
         self.dtype = spec.dtype
         self.x = np.empty((batch_size, *self.image_shape), self.dtype)
         self.target = np.empty((batch_size, classes), np.float32)
@@ -222,7 +230,7 @@ Work: TypeAlias = LogitsWork | PointsWork | LineWork
 
 
 def begin(request: Request, model: Model) -> Work:
-    """The work that a request makes; wrong dtypes, shapes and targets are caught here, once a request."""
+    """The work that a request makes; wrong dtypes, shapes, targets and heads are caught here, once a request."""
     work: Work
     match request:
         case Logits():
@@ -231,6 +239,11 @@ def begin(request: Request, model: Model) -> Work:
             work = PointsWork(request, model)
         case Line():
             work = LineWork(request, model)
+    if not isinstance(request, Logits) and request.objective.head is not model.head:
+        raise UsageError(
+            f"an objective of a {request.objective.head} head was asked for, but the model's is {model.head}; "
+            "next: let the method pass on the head that it is given"
+        )
     for points in (request.start, request.step) if isinstance(request, Line) else (request.x,):
         if points.dtype != model.dtype or points.shape[1:] != model.image_shape:
             raise FeedMismatch(

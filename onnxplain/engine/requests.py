@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import Enum, IntEnum, StrEnum
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ Array: TypeAlias = NDArray[Any]
 
 
 class Kind(IntEnum):
-    """The scalar that is differentiated, with t the target row, p = softmax(z) and q = softmax(p).
+    """The scalar that is differentiated, with t the target row, p = head(z) and q = head(p) (see `Head`).
 
     The numbers are the codes of the graph input `onnxplain_objective`; they are part of the file format.
     """
@@ -29,7 +29,7 @@ class Kind(IntEnum):
     PROB = 1  # <t, p>
     LOGPROB = 2  # <t, log p>
     CE = 3  # -<t, log p>
-    SOFT_CE = 4  # -<t, log p> with t = p*, a distribution
+    SOFT_CE = 4  # the distance from t = p*: -<t, log p>; of a sigmoid head -<t, log p> - <1 - t, log(1 - p)>
     LOGIT_L2 = 5  # |z - t|^2 / 2 with t = z*, logits
     CE_ON_PROBS = 6  # -<t, log q>: the double softmax of some released code
     PROB_ON_PROBS = 7  # <t, q>
@@ -47,12 +47,31 @@ def log_softmax(z: Array) -> Array:
     return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
 
 
+class Head(StrEnum):
+    """What makes probabilities p of logits z (..., K)."""
+
+    SOFTMAX = "softmax"  # classes that exclude one another: p sums to 1
+    SIGMOID = "sigmoid"  # labels, each by itself; a model with one output has one label
+
+    def log_probability(self, z: Array) -> Array:
+        """log p, in the dtype of z."""
+        return log_softmax(z) if self is Head.SOFTMAX else np.asarray(-np.logaddexp(0, -z), z.dtype)
+
+    def probability(self, z: Array) -> Array:
+        """p, in the dtype of z."""
+        return softmax(z) if self is Head.SOFTMAX else np.exp(self.log_probability(z))
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """A `kind` and its `target`: a class index, or a row (K,) of weights, probabilities p* or logits z*."""
+    """A `kind` and its `target`: a class index, or a row (K,) of weights, probabilities p* or logits z*.
+
+    `head` is that of the model which is asked.
+    """
 
     kind: Kind
     target: int | Array
+    head: Head = Head.SOFTMAX
 
     def row(self, classes: int) -> Array:
         """The target as a float32 row (K,): one-hot for a class index."""
@@ -72,21 +91,24 @@ class Objective:
         """The objective of logits (..., K), in float64: what the gradient model computes as `value`."""
         z = logits.astype(np.float64)
         t = self.row(z.shape[-1]).astype(np.float64)
+        p, log_p = self.head.probability, self.head.log_probability
         match self.kind:
             case Kind.LOGIT:
                 return z @ t
             case Kind.PROB:
-                return softmax(z) @ t
+                return p(z) @ t
             case Kind.LOGPROB:
-                return log_softmax(z) @ t
+                return log_p(z) @ t
+            case Kind.SOFT_CE if self.head is Head.SIGMOID:
+                return -(log_p(z) @ t) - log_p(-z) @ (1 - t)
             case Kind.CE | Kind.SOFT_CE:
-                return -(log_softmax(z) @ t)
+                return -(log_p(z) @ t)
             case Kind.LOGIT_L2:
                 return np.asarray(((z - t) ** 2).sum(-1) / 2)
             case Kind.CE_ON_PROBS:
-                return -(log_softmax(softmax(z)) @ t)
+                return -(log_p(p(z)) @ t)
             case Kind.PROB_ON_PROBS:
-                return softmax(softmax(z)) @ t
+                return p(p(z)) @ t
 
 
 class Validity(Enum):

@@ -20,23 +20,28 @@ class Space:
 
     `low`, `high`: the valid range (0 and 1 in pixel space; -inf and inf where it is unknown).
     `zero`: the point that normalisation maps to 0 (the mean colour). `scale`: one unit of model space.
-    Model space is `(x - zero) / scale`.
+    Model space is `(x - zero) / scale`. `channel_axis`: where an image has its channels, 0 or -1; None: nobody says.
     """
 
     low: Array
     high: Array
     zero: Array
     scale: Array
+    channel_axis: int | None = None
 
     @classmethod
-    def pixels(cls, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), *, rank: int = 3) -> Space:
-        """RGB in [0,1], channels first, of images with `rank` axes; `mean` and `std` as normalisation uses them."""
+    def pixels(
+        cls, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), *, rank: int = 3, channel_axis: int = 0
+    ) -> Space:
+        """RGB or grey in [0,1], of images with `rank` axes; `mean` and `std` as normalisation uses them."""
+        shape = np.ones(rank, int)
+        shape[channel_axis] = -1
 
-        def column(values: Sequence[float]) -> Array:
-            return np.asarray(values, np.float32).reshape(-1, *(1,) * (rank - 1))
+        def per_channel(values: Sequence[float]) -> Array:
+            return np.asarray(values, np.float32).reshape(shape)
 
-        one = np.ones_like(column(mean))
-        return cls(low=0 * one, high=one, zero=column(mean), scale=column(std))
+        one = np.ones_like(per_channel(mean))
+        return cls(0 * one, one, per_channel(mean), per_channel(std), channel_axis if rank > 2 else None)
 
     @classmethod
     def model(cls, range: tuple[float, float] | None = None) -> Space:
@@ -44,8 +49,8 @@ class Space:
         low, high = range if range is not None else (-np.inf, np.inf)
         if not low < high:
             raise UsageError(f"range: the low end must lie below the high end, got ({low}, {high})")
-        scalar = np.float32
-        return cls(*(np.asarray(v, scalar) for v in (low, high, 0.0, 1.0)))
+        low_, high_, zero, scale = (np.asarray(v, np.float32) for v in (low, high, 0.0, 1.0))
+        return cls(low_, high_, zero, scale)
 
     @property
     def bounded(self) -> bool:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.engine.drive import Model, run
-from onnxplain.engine.requests import Gradients, Kind, Logits, Objective, Points, Program
+from onnxplain.engine.requests import Gradients, Head, Kind, Logits, Objective, Points, Program
 from onnxplain.errors import Gap
 
 Array: TypeAlias = NDArray[Any]
@@ -161,7 +161,10 @@ def verify(
             rng = np.random.default_rng([seed, at, attempt])
             grain = rng.uniform(-GRAIN, GRAIN, x.shape) * span
             look = run(
-                looking((x + grain).astype(model.dtype), name=name, rng=rng, span=span, weights=at % 2 == 1), model
+                looking(
+                    (x + grain).astype(model.dtype), model.head, name=name, rng=rng, span=span, weights=at % 2 == 1
+                ),
+                model,
             )
             if look.passed:
                 break
@@ -204,11 +207,11 @@ def judged(looks: Sequence[Look], stopped: Sequence[Gap] = ()) -> Verification:
     )
 
 
-def looking(x: Array, *, name: str, rng: np.random.Generator, span: float, weights: bool) -> Program[Look]:
+def looking(x: Array, head: Head, *, name: str, rng: np.random.Generator, span: float, weights: bool) -> Program[Look]:
     """One look at one image, as a program."""
     here = (yield Logits(x[None]))[0].astype(np.float64)
     target: int | Array = rng.normal(size=here.shape).astype(np.float32) if weights else int(here.argmax())
-    objectives = [Objective(kind, target) for kind in Kind]
+    objectives = [Objective(kind, target, head) for kind in Kind]
     answers: list[Gradients] = []
     for objective in objectives:
         answers.append((yield Points(x[None], objective)))  # noqa: PERF401 (no comprehension can yield)

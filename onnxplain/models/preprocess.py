@@ -1,6 +1,6 @@
 """From a photo to the classifier's input: which specification applies, and what it says.
 
-    photo --load_image--> uint8 (H,W,3) RGB --to_input--> float32 (3,H,W) in [0,1] --normalise--> model space
+    photo --load_image--> uint8 (H,W,3) RGB --to_input--> float32 (C,H,W) in [0,1] --normalise--> model space
 
 The last step belongs to the classifier as it was trained; a gradient model has it folded in. A specification is the
 content of a Hugging Face `preprocessor_config.json`, or what timm's `config.json` says translated to the same keys.
@@ -31,10 +31,11 @@ MAX_SPEC_BYTES = 16 * 2**20  # a timm config.json may carry the names and descri
 RASTER_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # no EPS: it would run Ghostscript
 
 Size: TypeAlias = tuple[int, int]
-Triple: TypeAlias = tuple[float, float, float]
+PerChannel: TypeAlias = tuple[float, ...]
+Mode: TypeAlias = Literal["RGB", "L"]  # whose letters are the channels
 
 # Keys that tell which class wrote the file, or options of segmentation: no number of a classifier's input depends on
-# them. `do_convert_rgb` is here because the input has three channels, so that photos always become RGB.
+# them. `do_convert_rgb` is here because photos always become what `image_mode` says.
 BOOKKEEPING = frozenset(
     {
         "image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "auto_map",
@@ -55,19 +56,29 @@ class PreprocessSpec:
     order, in units of the rescaled image. `do_flip_channel_order`: the model wants BGR; the flip is the last step, as
     in the image processors that have this key, so that mean and std are in RGB order whether or not it is set.
     `crop_rounding`: where the crop begins when the margin is odd: "floor" as in Hugging Face, "round" (half to
-    even) as in torchvision and so in timm.
+    even) as in torchvision and so in timm. `image_mode`: "RGB", or "L" for one channel of grey, with one mean and std.
     """
 
     size: Size | int | None
     resample: int = Image.Resampling.BILINEAR
     crop_size: Size | None = None
     rescale_factor: float = 1 / 255
-    image_mean: Triple = (0.0, 0.0, 0.0)
-    image_std: Triple = (1.0, 1.0, 1.0)
+    image_mean: PerChannel = ()  # which stands for zeros
+    image_std: PerChannel = ()  # for ones
     do_flip_channel_order: bool = False
     crop_rounding: Literal["floor", "round"] = "floor"
+    image_mode: Mode = "RGB"
 
     def __post_init__(self) -> None:
+        for name, default in (("image_mean", 0.0), ("image_std", 1.0)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, (default,) * self.channels)
+            if len(getattr(self, name)) != self.channels:
+                raise UsageError(
+                    f"{name}={getattr(self, name)}: expected {self.channels} numbers for image_mode={self.image_mode!r}"
+                )
+        if self.do_flip_channel_order and self.image_mode == "L":
+            raise UsageError("do_flip_channel_order with image_mode='L': grey has no channels to flip")
         if not isinstance(self.crop_size or self.size, tuple):
             raise UsageError(
                 f"size={self.size!r} with crop_size={self.crop_size!r} gives inputs of no fixed size; "
@@ -87,16 +98,18 @@ class PreprocessSpec:
         keys.refuse_unknown(KNOWN | BOOKKEEPING)
         size, crop_size = _resize_and_crop(keys)
         normalise = keys.flag("do_normalize", data.get("image_mean") is not None or data.get("image_std") is not None)
+        mode = keys.mode("image_mode")
         rescale = keys.flag("do_rescale", True)
         return cls(
             size=size,
             resample=keys.filter("resample") if size is not None else Image.Resampling.BILINEAR,
             crop_size=crop_size,
             rescale_factor=keys.number("rescale_factor", 1 / 255) if rescale else 1.0,
-            image_mean=keys.triple("image_mean") if normalise else (0.0, 0.0, 0.0),
-            image_std=keys.triple("image_std", low=TINY) if normalise else (1.0, 1.0, 1.0),
-            do_flip_channel_order=keys.flag("do_flip_channel_order", False),
+            image_mean=keys.per_channel("image_mean", mode) if normalise else (),
+            image_std=keys.per_channel("image_std", mode, low=TINY) if normalise else (),
+            do_flip_channel_order=keys.flipped("do_flip_channel_order", mode),
             crop_rounding=keys.rounding("crop_rounding"),
+            image_mode=mode,
         )
 
     @classmethod
@@ -114,23 +127,27 @@ class PreprocessSpec:
             raise InputError(f"{where}: expected an object under pretrained_cfg, got {_brief(config)}")
         keys = _Keys(config, where)
         shape = config.get("input_size")
-        if not (isinstance(shape, (list, tuple)) and len(shape) == 3 and shape[0] == 3 and all(map(_is_length, shape))):
-            raise keys.wrong("input_size", "[3, height, width]")
-        height, width = shape[1:]
+        if not (isinstance(shape, (list, tuple)) and len(shape) == 3 and all(map(_is_length, shape))) or (
+            shape[0] not in (1, 3)
+        ):
+            raise keys.wrong("input_size", "[3, height, width], or [1, height, width] for grey")
+        channels, height, width = shape
+        mode: Mode = "L" if channels == 1 else "RGB"
         ratio = keys.number("crop_pct", high=1)
-        mode, filter = config.get("crop_mode", "center"), config.get("interpolation")
-        if mode != "squash" and not (mode == "center" and height == width):
+        crop, filter = config.get("crop_mode", "center"), config.get("interpolation")
+        if crop != "squash" and not (crop == "center" and height == width):
             raise keys.wrong("crop_mode", '"center" with a square input_size, or "squash"')
         if not isinstance(filter, str) or filter not in TIMM_FILTERS:
             raise keys.wrong("interpolation", "one of " + ", ".join(TIMM_FILTERS))
         scaled = (math.floor(height / ratio), math.floor(width / ratio))
         return cls(
-            size=scaled if mode == "squash" else scaled[0],
+            size=scaled if crop == "squash" else scaled[0],
             resample=TIMM_FILTERS[filter],
             crop_size=(height, width),
-            image_mean=keys.triple("mean"),
-            image_std=keys.triple("std", low=TINY),
+            image_mean=keys.per_channel("mean", mode),
+            image_std=keys.per_channel("std", mode, low=TINY),
             crop_rounding="round",
+            image_mode=mode,
         )
 
     @classmethod
@@ -158,7 +175,14 @@ class PreprocessSpec:
         out["do_flip_channel_order"] = self.do_flip_channel_order
         if self.crop_rounding != "floor":
             out["crop_rounding"] = self.crop_rounding
+        if self.image_mode != "RGB":
+            out["image_mode"] = self.image_mode
         return out
+
+    @property
+    def channels(self) -> int:
+        """Of the classifier's input: 3, or 1 for grey."""
+        return len(self.image_mode)
 
     @property
     def output_size(self) -> Size:
@@ -167,14 +191,15 @@ class PreprocessSpec:
         assert isinstance(size, tuple)  # `__post_init__` refuses anything else
         return size
 
-    def space(self, rank: int = 3) -> Space:
-        """How model space relates to RGB in [0,1], per channel in RGB order, for images with `rank` axes.
+    def space(self, rank: int = 3, channel_axis: int = 0) -> Space:
+        """How model space relates to RGB (or grey) in [0,1], per channel in RGB order, for images with `rank` axes.
 
         Model space is `(x * 255 * rescale_factor - mean) / std`, that is `(x - zero) / scale`, and after that flipped
         to BGR where `do_flip_channel_order` says so.
         """
         white = 255 * self.rescale_factor
-        return Space.pixels([m / white for m in self.image_mean], [s / white for s in self.image_std], rank=rank)
+        mean, std = ([number / white for number in numbers] for numbers in (self.image_mean, self.image_std))
+        return Space.pixels(mean, std, rank=rank, channel_axis=channel_axis)
 
 
 def load_image(path: str | Path, spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -182,7 +207,7 @@ def load_image(path: str | Path, spec: PreprocessSpec, *, max_pixels: int = MAX_
 
     Conversion is Pillow's `convert("RGB")`, as in Hugging Face: transparency is dropped, not composited; grey is
     repeated; palette and CMYK become RGB. 16-bit grey is scaled to 8 bits and rounded. Of an animation, the first
-    frame is read.
+    frame is read. For a grey classifier it is `convert("L")`, and the three channels of the answer are equal.
 
     Raises:
         InputError: not a readable image in a raster format, truncated, or with more than `max_pixels` pixels, either
@@ -196,16 +221,23 @@ def load_image(path: str | Path, spec: PreprocessSpec, *, max_pixels: int = MAX_
         raise InputError(f"cannot read the image {path}: {error.strerror}; next: check the path") from error
 
 
-def to_input(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 (H,W,3) to float32 (3,H,W), RGB in [0,1]: the input of a gradient model."""
-    return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / np.float32(255)
+def to_input(image: NDArray[np.uint8], *, channels: int = 3, channel_axis: int = 0) -> NDArray[np.float32]:
+    """uint8 (H,W,3) to the input of a gradient model in pixel space: float32 (C,H,W) in [0,1], (H,W,C) for axis -1.
+
+    `channels` is 3 for RGB, or 1 for grey: then the first channel is taken (`load_image` makes all of them equal).
+    """
+    pixels = np.moveaxis(image[..., :channels], -1, channel_axis)
+    return np.ascontiguousarray(pixels, np.float32) / np.float32(255)
 
 
-def normalise(x: NDArray[Any], spec: PreprocessSpec) -> NDArray[Any]:
-    """RGB in [0,1], floats (...,3,H,W), to model space in their dtype: the input that the classifier was trained on."""
-    space = spec.space()
+def normalise(x: NDArray[Any], spec: PreprocessSpec, *, channel_axis: int = 0) -> NDArray[Any]:
+    """Pixel space, floats (...,C,H,W) or for axis -1 (...,H,W,C), to model space in their dtype.
+
+    That is the input that the classifier was trained on.
+    """
+    space = spec.space(channel_axis=channel_axis)
     out = ((x - space.zero) / space.scale).astype(x.dtype)
-    return np.ascontiguousarray(out[..., ::-1, :, :]) if spec.do_flip_channel_order else out
+    return np.ascontiguousarray(np.flip(out, channel_axis % 3 - 3)) if spec.do_flip_channel_order else out
 
 
 def find(
@@ -282,7 +314,7 @@ def _beside(model: Path) -> list[Path]:
 KNOWN = frozenset(
     {
         "do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale", "rescale_factor",
-        "do_normalize", "image_mean", "image_std", "do_flip_channel_order", "crop_rounding",
+        "do_normalize", "image_mean", "image_std", "do_flip_channel_order", "crop_rounding", "image_mode",
     }
 )  # fmt: skip
 MAX_EDGE = 16_384
@@ -316,13 +348,27 @@ class _Keys:
             raise self.wrong(key, f"a number from {TINY:g} to {high:g}")
         return float(value)
 
-    def triple(self, key: str, *, low: float = -HUGE) -> Triple:
+    def mode(self, key: str) -> Mode:
+        """What the key says; else grey if there is one mean in a list (a bare number is meant for all channels)."""
+        mean = self.data.get("image_mean")
+        value = self.data.get(key) or ("L" if isinstance(mean, (list, tuple)) and len(mean) == 1 else "RGB")
+        if value not in ("RGB", "L"):
+            raise self.wrong(key, '"RGB" or "L"')
+        return "L" if value == "L" else "RGB"
+
+    def flipped(self, key: str, mode: Mode) -> bool:
+        flip = self.flag(key, False)
+        if flip and mode == "L":
+            raise self.wrong(key, "false, since the classifier is grey")
+        return flip
+
+    def per_channel(self, key: str, mode: Mode, *, low: float = -HUGE) -> PerChannel:
         value = self.data.get(key)
-        values = value if isinstance(value, (list, tuple)) else [value] * 3
-        if len(values) != 3 or not all(_is_number(v, low, HUGE) for v in values):
-            raise self.wrong(key, f"three numbers (RGB) from {low:g} to {HUGE:g}")
-        r, g, b = map(float, values)
-        return r, g, b
+        values = value if isinstance(value, (list, tuple)) else [value] * len(mode)
+        if len(values) != len(mode) or not all(_is_number(v, low, HUGE) for v in values):
+            count = "one number (grey)" if mode == "L" else "three numbers (RGB)"
+            raise self.wrong(key, f"{count} from {low:g} to {HUGE:g}")
+        return tuple(map(float, values))
 
     def filter(self, key: str) -> int:
         value = self.data.get(key)
@@ -439,7 +485,7 @@ def _decode(path: Path, file: IO[bytes], spec: PreprocessSpec, max_pixels: int) 
             with Image.open(file, formats=RASTER_FORMATS) as image:
                 _bound(path, image.size, max_pixels, "its header states")
                 upright = ImageOps.exif_transpose(image)
-                return _fit(path, _rgb(upright, image.format), spec, max_pixels)
+                return _fit(path, _converted(upright, image.format, spec.image_mode), spec, max_pixels)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -456,14 +502,14 @@ def _decode(path: Path, file: IO[bytes], spec: PreprocessSpec, max_pixels: int) 
         ) from error
 
 
-def _rgb(image: Image.Image, format: str | None) -> Image.Image:
-    """8-bit RGB, whatever the mode. Of 32-bit values only those of a PGM file have a known white, 65535."""
+def _converted(image: Image.Image, format: str | None, mode: Mode) -> Image.Image:
+    """8-bit RGB or grey, whatever the mode. Of 32-bit values only those of a PGM file have a known white, 65535."""
     if image.mode.startswith("I;16") or (image.mode == "I" and format == "PPM"):
         grey = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # `convert` clips at 255; 65535 = 255 * 257
     elif image.mode in ("I", "F"):
         raise ValueError(f"32-bit grey, mode {image.mode}, does not say which value is white")
-    return image.convert("RGB")
+    return image.convert(mode)
 
 
 def _fit(path: Path, image: Image.Image, spec: PreprocessSpec, max_pixels: int) -> NDArray[np.uint8]:
@@ -480,7 +526,7 @@ def _fit(path: Path, image: Image.Image, spec: PreprocessSpec, max_pixels: int) 
         down, across = spec.crop_size
         left, top = (_margin(excess, spec.crop_rounding) for excess in (size[0] - across, size[1] - down))
         image = image.crop((left, top, left + across, top + down))
-    return np.asarray(image)
+    return np.asarray(image.convert("RGB"))
 
 
 def _margin(excess: int, rounding: str) -> int:

@@ -175,6 +175,43 @@ def test_export_verifies_a_softmax_that_is_not_the_very_last(place, behind):
     assert json.loads(result.stdout)["difference"] < 1e-5
 
 
+def test_what_is_cut_off_and_the_head_are_told(place):
+    """By `inspect`, and by `export` on stderr; `--head` overrides what the model suggests."""
+    path = place.add_model("cut.onnx", classifier(softmax=True))
+    shown = run("inspect", path).stdout
+    assert re.search(r"^head +softmax$", shown, re.MULTILINE)
+    assert re.search(r"^layout +NCHW$", shown, re.MULTILINE)
+    assert "cut off behind the logits logits: Softmax" in shown
+    result = run("export", path, "-o", place.root / "g.onnx")
+    assert "cut off behind the logits logits: Softmax" in result.stderr
+    plain = place.add_model("plain.onnx", classifier())
+    assert json.loads(run("inspect", plain, "--format", "json").stdout)["head"] == "softmax"
+    found = json.loads(run("inspect", plain, "--head", "sigmoid", "--format", "json").stdout)
+    assert (found["head"], found["layout"], found["notes"]) == ("sigmoid", "NCHW", [])
+    made = ("--method", "saliency", "--set", "objective=prob", "--format", "json", "-o")
+    rows = [
+        json.loads(run("explain", plain, place.photos[0], *made, place.root / str(i), *head).stdout)["rows"][0]
+        for i, head in enumerate([(), ("--head", "sigmoid")])
+    ]
+    assert rows[0]["logit"] == rows[1]["logit"]
+    assert rows[0]["value"] == pytest.approx(rows[0]["probability"])
+    assert rows[1]["value"] == pytest.approx(rows[1]["probability"])
+    assert rows[1]["probability"] == pytest.approx(1 / (1 + np.exp(-rows[1]["logit"])))
+
+
+def test_sizes_that_a_model_leaves_open_are_given(place):
+    model = classifier()
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"d{axis}"
+    path = place.add_model("open.onnx", model, spec=None)
+    for given in ("3,8,8", "1,3,8,8"):
+        out = ("-o", place.root / f"{given}.onnx", "--preprocess", "none", "--input-shape", given)
+        assert run("export", path, *out).exit_code == 0
+    result = run("export", path, "-o", place.root / "g.onnx", "--preprocess", "none")
+    assert result.exit_code == 5
+    assert "--input-shape, such as 3,224,224" in result.stderr
+
+
 def test_export_with_an_output_name_and_without_preprocessing(place):
     model = place.add_model("many.onnx", classifier(outputs=2), spec=None)
     result = run("export", model, "-o", place.root / "g.onnx", "--output-name", "more0", "--preprocess", "none")

@@ -512,4 +512,17 @@ def test_channels_last_models_are_told_apart_from_a_wrong_preprocessing(place):
         last (float[N, 8, 8, 3] x) => (float[N, 192] z) { z = Flatten(x) }"""
     )
     path = place.add_model("last.onnx", model)
-    complain(run("explain", path, place.photos[0], "--method", "saliency", "-o", place.out), 5, "channels last")
+    assert run("explain", path, place.photos[0], "--method", "saliency", "-o", place.out).exit_code == 0
+    wrong = place.add_model("wrong.onnx", model, SPEC | {"size": {"height": 9, "width": 8}})
+    said = complain(run("explain", wrong, place.photos[0], "--method", "saliency", "-o", place.root / "more"), 2)
+    assert "(3, 9, 8), or (9, 8, 3) channels last, but the model's input is x float[N, 8, 8, 3]" in said
+
+
+@pytest.mark.parametrize("given", ["3,8", "3,9,8", "2,3,8,8"])
+def test_an_input_shape_that_does_not_fit(place, given):
+    complain(run("explain", place.model, place.photos[0], *FAST, "-o", place.out, "--input-shape", given), 2, "not fit")
+
+
+@pytest.mark.parametrize("given", ["3,8,x", "", "3 8 8"])
+def test_an_input_shape_that_is_none(place, given):
+    complain(run("inspect", place.model, "--input-shape", given), 2, "whole numbers with commas between")

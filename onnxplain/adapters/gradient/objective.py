@@ -6,17 +6,30 @@ Every sample of a batch may have its own objective: all of them are computed fro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from onnxplain.adapters.gradient.expr import Expr, op, where
-from onnxplain.engine.requests import Kind
+from onnxplain.engine.requests import Head, Kind
 
 
-def value_and_cotangent(z: Expr, t: Expr, kind: Expr) -> tuple[Expr, Expr]:
+def value_and_cotangent(z: Expr, t: Expr, kind: Expr, head: Head) -> tuple[Expr, Expr]:
     """ψ(z) of shape (N) and v = ∂ψ/∂z of shape (N, K), for logits z (N, K), targets t (N, K) and kinds (N).
 
-    The cotangents are those of the table of `Kind`, for any row of weights t; Σ is over classes.
+    The cotangents are those of the table of `Kind`, for any row of weights t.
     """
+    cases = softmax_cases(z, t) if head is Head.SOFTMAX else sigmoid_cases(z, t)
+    terms, cotangent = t * z, t  # Kind.LOGIT
+    column = kind.reshape((kind.shape[0], 1))
+    for code, (these, this) in ({**cases, Kind.LOGIT_L2: ((z - t) * (z - t) * 0.5, z - t)}).items():
+        chosen = op("Equal", column, z.emit.constant(np.asarray(int(code), np.int64)))
+        terms, cotangent = where(chosen, these, terms), where(chosen, this, cotangent)
+    return terms.sum([1]), cotangent
+
+
+def softmax_cases(z: Expr, t: Expr) -> Mapping[Kind, tuple[Expr, Expr]]:
+    """Terms whose sum over classes is ψ, and ∂ψ/∂z, of the kinds that go through the head; Σ is over classes."""
 
     def total(x: Expr) -> Expr:
         return x.sum([1], keepdims=True)
@@ -28,18 +41,36 @@ def value_and_cotangent(z: Expr, t: Expr, kind: Expr) -> tuple[Expr, Expr]:
     p, log_p = op("Softmax", z, axis=1), op("LogSoftmax", z, axis=1)
     q, log_q = op("Softmax", p, axis=1), op("LogSoftmax", p, axis=1)
     surprise = p * total(t) - t  # ∂/∂z of -⟨t, log p⟩
-    cases = {
+    return {
         Kind.PROB: (t * p, through_softmax(p, t)),
         Kind.LOGPROB: (t * log_p, -surprise),
         Kind.CE: (-t * log_p, surprise),
         Kind.SOFT_CE: (-t * log_p, surprise),
-        Kind.LOGIT_L2: ((z - t) * (z - t) * 0.5, z - t),
         Kind.CE_ON_PROBS: (-t * log_q, through_softmax(p, q * total(t) - t)),
         Kind.PROB_ON_PROBS: (t * q, through_softmax(p, through_softmax(q, t))),
     }
-    terms, cotangent = t * z, t  # Kind.LOGIT
-    column = kind.reshape((kind.shape[0], 1))
-    for code, (these, this) in cases.items():
-        chosen = op("Equal", column, z.emit.constant(np.asarray(int(code), np.int64)))
-        terms, cotangent = where(chosen, these, terms), where(chosen, this, cotangent)
-    return terms.sum([1]), cotangent
+
+
+def sigmoid_cases(z: Expr, t: Expr) -> Mapping[Kind, tuple[Expr, Expr]]:
+    """The same for a sigmoid head, where every label stands alone."""
+    p, not_p, log_p, log_not_p = sigmoid(z)
+    q, not_q, log_q, _ = sigmoid(p)
+    slope = p * not_p  # ∂p/∂z
+    return {
+        Kind.PROB: (t * p, t * slope),
+        Kind.LOGPROB: (t * log_p, t * not_p),
+        Kind.CE: (-t * log_p, -t * not_p),
+        Kind.SOFT_CE: (-t * log_p - (1 - t) * log_not_p, p - t),
+        Kind.CE_ON_PROBS: (-t * log_q, -t * not_q * slope),
+        Kind.PROB_ON_PROBS: (t * q, t * q * not_q * slope),
+    }
+
+
+def sigmoid(z: Expr) -> tuple[Expr, Expr, Expr, Expr]:
+    """σ(z), 1 - σ(z) and their logarithms, without overflow or cancellation: they are a softmax over (z, 0)."""
+    n, k = z.shape
+    column = z.reshape((n, k, 1))
+    pair = op("Concat", column, column * 0, axis=2)
+    both, logs = op("Softmax", pair, axis=2), op("LogSoftmax", pair, axis=2)
+    p, not_p, log_p, log_not_p = (x.slice(2, i, i + 1).reshape((n, k)) for x in (both, logs) for i in (0, 1))
+    return p, not_p, log_p, log_not_p

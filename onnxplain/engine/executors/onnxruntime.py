@@ -55,13 +55,13 @@ class OnnxRuntimeExecutor(Closing):
 
 
 def specs(values: Any) -> dict[str, TensorSpec]:
-    """Tensor specs of a session's inputs or outputs; what NumPy has no type for (a sequence, bfloat16) is an object."""
+    """Tensor specs of a session's inputs or outputs; what NumPy has no type for (a map, bfloat16) is an object."""
 
     def dtype(kind: str) -> np.dtype[Any]:
         name = kind.removeprefix("tensor(").removesuffix(")")
         try:
             return np.dtype(DTYPES.get(name, name))
-        except TypeError:
+        except (TypeError, ValueError):
             return np.dtype(object)
 
     return {v.name: TensorSpec(dtype(v.type), tuple(v.shape)) for v in values}

@@ -38,11 +38,13 @@ def baseline_of(x: Array, baseline: Baseline | Array, space: Space, who: str) ->
 def channel_axis(x: Array, space: Space) -> int | None:
     """The axis of the channels, None if `x` has none (fewer than three axes).
 
-    Images are (C,H,W) or (H,W,C). The per-channel facts of the space tell which; where there is but one fact for all
-    channels, it is the shorter one of the two ends.
+    Images are (C,H,W) or (H,W,C). The space tells which, itself or by its per-channel facts; where it does not, it is
+    the shorter one of the two ends.
     """
     if x.ndim < 3:
         return None
+    if space.channel_axis is not None:
+        return space.channel_axis % x.ndim
     several = [axis for axis, size in enumerate(space.zero.shape, start=x.ndim - space.zero.ndim) if size > 1]
     if several:
         return several[0]

@@ -23,6 +23,7 @@ from onnxplain.engine.methods.method import (
 from onnxplain.engine.methods.walk import sign_step
 from onnxplain.engine.requests import (
     Attribution,
+    Head,
     Kind,
     Line,
     Objective,
@@ -30,7 +31,6 @@ from onnxplain.engine.requests import (
     Program,
     Request,
     Validity,
-    softmax,
 )
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
@@ -138,12 +138,18 @@ class CrediblePath:
         return 1 + self.count * (self.max_iter + self.steps // self.count)
 
     def __call__(
-        self, x: Array, target: int | Array, *, space: Space, rng: np.random.Generator
+        self,
+        x: Array,
+        target: int | Array,
+        *,
+        space: Space,
+        rng: np.random.Generator,
+        head: Head = Head.SOFTMAX,
     ) -> Program[Attribution]:
         space.require_range("CrediblePath")
-        objective = Objective(self.objective, target)
+        objective = Objective(self.objective, target, head)
         at_x = yield Points(x[None], objective)
-        searches = yield from self.search(x, at_x.logits[0], target, space)
+        searches = yield from self.search(x, at_x.logits[0], target, space, head)
 
         start = np.stack([search.best for search in searches])
         step = x - start
@@ -173,11 +179,11 @@ class CrediblePath:
         return (np.arange(shape[1]) + inside) / shape[1]
 
     def search(
-        self, x: Array, logits: Array, target: int | Array, space: Space
+        self, x: Array, logits: Array, target: int | Array, space: Space, head: Head = Head.SOFTMAX
     ) -> Generator[Request, Any, list[Search]]:
         """Algorithm 1 for all baselines side by side; one that has arrived asks for nothing more."""
         low, high, span = (fact.astype(x.dtype) for fact in (space.low, space.high, space.span))
-        objective = self.loss(logits, target)
+        objective = self.loss(logits, target, head)
         starts = self.begin(x, space)
         if not self.literal:
             self.keep_away(starts, x, low, high)
@@ -211,15 +217,15 @@ class CrediblePath:
             search.credible, search.distance, search.iteration = credible, distance, i
         search.converged = distance <= self.epsilon * (search.start_distance if self.epsilon_relative else 1)
 
-    def loss(self, logits: Array, target: int | Array) -> Objective:
+    def loss(self, logits: Array, target: int | Array, head: Head) -> Objective:
         """What a baseline descends, from the logits of the image."""
         match self.baseline_objective:
             case Kind.SOFT_CE:
-                return Objective(Kind.SOFT_CE, softmax(logits))
+                return Objective(Kind.SOFT_CE, head.probability(logits), head)
             case Kind.LOGIT_L2:
-                return Objective(Kind.LOGIT_L2, logits)
+                return Objective(Kind.LOGIT_L2, logits, head)
             case kind:
-                return Objective(kind, target)
+                return Objective(kind, target, head)
 
     def begin(self, x: Array, space: Space) -> Array:
         """Where the searches begin: (B, ...), for us to write to."""

@@ -10,7 +10,7 @@ import numpy as np
 from onnxplain.engine.methods.baselines import Baseline, baseline_of
 from onnxplain.engine.methods.method import CLASS_KINDS, Array, require, require_one_of
 from onnxplain.engine.methods.quadrature import Rule, quadrature
-from onnxplain.engine.requests import Attribution, Kind, Line, Logits, Objective, Program
+from onnxplain.engine.requests import Attribution, Head, Kind, Line, Logits, Objective, Program
 from onnxplain.engine.space import Space
 
 
@@ -49,8 +49,9 @@ class IntegratedGradients:
         *,
         space: Space,
         rng: np.random.Generator,  # noqa: ARG002 (draws nothing)
+        head: Head = Head.SOFTMAX,
     ) -> Program[Attribution]:
-        objective = Objective(self.objective, target)
+        objective = Objective(self.objective, target, head)
         start = baseline_of(x, self.baseline, space, "IG")
         t, w = quadrature(self.rule, self.steps)
         path = yield Line(start[None], (x - start)[None], t[None], w[None], objective)

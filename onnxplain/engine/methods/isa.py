@@ -19,7 +19,7 @@ from onnxplain.engine.methods.method import (
     require_whole,
 )
 from onnxplain.engine.methods.walk import sign_step
-from onnxplain.engine.requests import Attribution, Kind, Logits, Objective, Points, Program, Request
+from onnxplain.engine.requests import Attribution, Head, Kind, Logits, Objective, Points, Program, Request
 from onnxplain.engine.space import Space
 
 TINY = 1e-12  # the least |change of the loss| that is divided by
@@ -106,9 +106,10 @@ class ISA:
         *,
         space: Space,
         rng: np.random.Generator,  # noqa: ARG002 (draws nothing)
+        head: Head = Head.SOFTMAX,
     ) -> Program[Attribution]:
         space.require_range("ISA")
-        objective = Objective(self.objective, target)
+        objective = Objective(self.objective, target, head)
         black, span = space.low.astype(x.dtype), space.span.astype(x.dtype)
         attribution = np.zeros(x.shape, x.dtype)
         alive = np.ones(x.shape, bool)

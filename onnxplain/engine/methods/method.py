@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.engine.requests import Attribution, Kind, Program
+from onnxplain.engine.requests import Attribution, Head, Kind, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
 
@@ -28,14 +28,15 @@ class Method(Protocol):
     """An attribution method.
 
     `id` is its name in files and on the command line. Calling it with one image `x` (without batch axis, in the space
-    and dtype of the model's input), the class or weights (K,) to explain, the space, and a random generator that
-    belongs to this image and method alone, gives the program that computes the attribution.
+    and dtype of the model's input), the class or weights (K,) to explain, the space, a random generator that belongs to
+    this image and method alone, and the model's head, which its objectives are made with, gives the program that
+    computes the attribution.
     """
 
     id: ClassVar[str]
 
     def __call__(
-        self, x: Array, target: int | Array, *, space: Space, rng: np.random.Generator
+        self, x: Array, target: int | Array, *, space: Space, rng: np.random.Generator, head: Head = Head.SOFTMAX
     ) -> Program[Attribution]: ...
 
     def rows(self, shape: tuple[int, ...]) -> int:

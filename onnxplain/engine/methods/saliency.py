@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxplain.engine.methods.method import CLASS_KINDS, Array, require_one_of
-from onnxplain.engine.requests import Attribution, Kind, Objective, Points, Program
+from onnxplain.engine.requests import Attribution, Head, Kind, Objective, Points, Program
 from onnxplain.engine.space import Space
 
 
@@ -37,7 +37,8 @@ class Saliency:
         *,
         space: Space,  # noqa: ARG002 (has no values in pixel units)
         rng: np.random.Generator,  # noqa: ARG002 (draws nothing)
+        head: Head = Head.SOFTMAX,
     ) -> Program[Attribution]:
-        at_x = yield Points(x[None], Objective(self.objective, target))
+        at_x = yield Points(x[None], Objective(self.objective, target, head))
         gradient = at_x.gradient[0]
         return Attribution(gradient if self.signed else np.abs(gradient), {"value": float(at_x.value[0])})

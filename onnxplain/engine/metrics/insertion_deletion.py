@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnxplain.engine.drive import Model, drive, forward_model
 from onnxplain.engine.heatmap import reduce_channels, reduction, require_finite
 from onnxplain.engine.metrics.protocols import Order, Protocol, Substrate
-from onnxplain.engine.requests import Logits, Program, softmax
+from onnxplain.engine.requests import Head, Logits, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import InputError, UsageError
 
@@ -102,7 +102,14 @@ class InsertionDeletion:
         object.__setattr__(self, "reduce", str(reduction(reduce)))
 
     def __call__(
-        self, x: Array, heatmap: Array, *, space: Space, channel_axis: int = 0, name: str = "heatmap"
+        self,
+        x: Array,
+        heatmap: Array,
+        *,
+        space: Space,
+        head: Head = Head.SOFTMAX,
+        channel_axis: int = 0,
+        name: str = "heatmap",
     ) -> Program[Played]:
         """The games as a program, which asks for `Logits` of at most 32 frames at once.
 
@@ -110,12 +117,13 @@ class InsertionDeletion:
             x: one image (C, H, W), in the space and dtype of the model's input.
             heatmap: (H, W), or an attribution in the shape of `x`. Never resized.
             space: what black and the mean colour are.
+            head: what makes probabilities of logits.
             channel_axis: 0 for (C, H, W), -1 for (H, W, C).
             name: of the heatmap, for errors.
 
         Raises:
             InputError: the map does not fit the image, or holds NaN or Inf.
-            UsageError: black is asked for but the input's range is unknown; the model has one output only.
+            UsageError: black is asked for but the input's range is unknown; a softmax head has one class only.
         """
         protocol = self.protocol
         ranked, how = self.ranked(x, heatmap, channel_axis, name)
@@ -129,15 +137,18 @@ class InsertionDeletion:
 
         # Ends do not depend on the map, and games may share them: each is asked for once.
         logits = yield Logits(np.stack([x, *nothing.values()]))
-        if logits.shape[1] < 2:
-            raise UsageError("insertion and deletion follow a softmax probability; a model with one output has none")
+        if logits.shape[1] < 2 and head is Head.SOFTMAX:
+            raise UsageError(
+                "insertion and deletion follow a probability, and the softmax of one output is always 1; "
+                "next: say that the head is a sigmoid"
+            )
         c = int(logits[0].argmax())
-        full, *rest = probability(logits, c)
+        full, *rest = probability(logits, c, head)
         ends = dict(zip(nothing, rest, strict=True))
 
         n = protocol.steps(pixels)
-        inserting = yield from frames(nothing[protocol.insertion], x, when, n, c)
-        deleting = yield from frames(x, nothing[protocol.deletion], when, n, c)
+        inserting = yield from frames(nothing[protocol.insertion], x, when, n, c, head)
+        deleting = yield from frames(x, nothing[protocol.deletion], when, n, c, head)
         return Played(
             insertion=Curve(np.array([ends[protocol.insertion], *inserting, full])),
             deletion=Curve(np.array([full, *deleting, ends[protocol.deletion]])),
@@ -182,6 +193,7 @@ class InsertionDeletion:
         heatmaps: Sequence[Array],
         *,
         space: Space,
+        head: Head = Head.SOFTMAX,
         channel_axis: int = 0,
         batch_size: int = 8,
         names: Iterable[str] | None = None,
@@ -193,6 +205,8 @@ class InsertionDeletion:
             images: (N, C, H, W), as the model wants them.
             heatmaps: N maps; see `__call__`.
             space: of the images, e.g. `Space.pixels(mean, std)` if the model normalises them itself.
+            head: what makes probabilities of logits.
+            channel_axis: 0 for images (C, H, W), -1 for (H, W, C).
             names: of the heatmaps, for errors.
         """
         names = list(names) if names is not None else [f"heatmap {i}" for i in range(len(heatmaps))]
@@ -203,26 +217,26 @@ class InsertionDeletion:
         if not isinstance(model, Model):
             model = forward_model(model, images[:1], batch_size=batch_size)
         programs = (
-            self(x, heatmap, space=space, channel_axis=channel_axis, name=name)
+            self(x, heatmap, space=space, head=head, channel_axis=channel_axis, name=name)
             for x, heatmap, name in zip(images, heatmaps, names, strict=True)
         )
         outcomes = sorted(drive(programs, model), key=lambda outcome: outcome.index)
         return [outcome.unwrap() for outcome in outcomes]
 
 
-def frames(start: Array, finish: Array, when: Array, n: int, c: int) -> Program[list[float]]:
+def frames(start: Array, finish: Array, when: Array, n: int, c: int, head: Head) -> Program[list[float]]:
     """s_1 ... s_{n-1}: frame i shows `finish` where pixels change before step i, and `start` elsewhere."""
     s: list[float] = []
     for i in range(1, n, CHUNK):
         steps = np.arange(i, min(i + CHUNK, n)).reshape(-1, 1, 1, 1)
         logits = yield Logits(np.where(when < steps, finish, start))
-        s.extend(probability(logits, c))
+        s.extend(probability(logits, c, head))
     return s
 
 
-def probability(logits: Array, c: int) -> list[float]:
-    """The softmax probability of class c for each row of logits, in float64."""
-    return list(softmax(logits.astype(np.float64))[:, c])
+def probability(logits: Array, c: int, head: Head) -> list[float]:
+    """The probability of class c for each row of logits, in float64."""
+    return list(head.probability(logits.astype(np.float64))[:, c])
 
 
 def change_step(ranked: Array, q: int) -> Array:

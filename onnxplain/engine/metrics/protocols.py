@@ -33,8 +33,9 @@ class Protocol:
     the one that `deletion` ends in; the `order`.
 
     The same for all: the class is the argmax of the full image. Pixels change in descending order of the map, ties by
-    their lower index. The curve is the softmax probability of that class, s_0 before any change to s_N after the last,
-    N = ceil(HW / step). Its area is that of the trapezoid rule with spacing 1/N, even if the last step is short.
+    their lower index. The curve is the probability of that class (of the model's head), s_0 before any change to s_N
+    after the last, N = ceil(HW / step). Its area is that of the trapezoid rule with spacing 1/N, even if the last step
+    is short.
 
     `str(protocol)` is its label in results: the name, and all that differs from the preset of that name.
     """

@@ -241,8 +241,10 @@ def test_blur(shape: tuple[int, ...]) -> None:
     for axis in axes:
         padded = np.pad(expected, [(5, 5) if a == axis else (0, 0) for a in range(3)], mode="reflect")
         expected = np.apply_along_axis(np.convolve, axis, padded, taps / taps.sum(), mode="valid")
-    assert blurred(x, 11, Space.pixels()) == pytest.approx(expected, abs=1e-14)
-    assert blurred(x.astype(np.float32), 11, Space.pixels()) == pytest.approx(expected, abs=1e-6)
+    space = Space.pixels(channel_axis=0 if shape[0] == 3 else -1)
+    assert blurred(x, 11, space) == pytest.approx(expected, abs=1e-14)
+    assert blurred(x, 11, Space.model()) == pytest.approx(expected, abs=1e-14)  # the shorter end
+    assert blurred(x.astype(np.float32), 11, space) == pytest.approx(expected, abs=1e-6)
     assert cv2.getGaussianKernel(11, 0)[:, 0] == pytest.approx(taps / taps.sum())  # the width is OpenCV's own choice
 
 

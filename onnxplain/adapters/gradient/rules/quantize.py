@@ -72,16 +72,16 @@ def dequantize_linear(
     """y = (x - z) s;  x̄ = s ȳ,  s̄ = Σ ȳ (x - z)."""
 
     def factor() -> Expr:
-        if block_size:
-            raise UnsupportedCase("the gradient with respect to the scales of blocks")
-        kind = scale.value.dtype or ir.DataType.FLOAT
-        whole = x.cast(kind)
-        total = g * (whole if zero is None else whole - spread(zero, y, axis, block_size).cast(kind))
-        return (
-            total
-            if scale.rank == 0 or scale.shape == (1,)
-            else total.sum([a for a in range(y.rank) if a != axis % y.rank])
-        )
+        kind, a = scale.value.dtype or ir.DataType.FLOAT, axis % y.rank
+        total = x.cast(kind)
+        total = g * (total if zero is None else total - spread(zero, y, axis, block_size).cast(kind))
+        if scale.rank == 0 or scale.shape == (1,):
+            return total
+        if not block_size:
+            return total.sum([i for i in range(y.rank) if i != a])
+        blocks = scale.size(a)
+        total = total.pad(a, 0, blocks * block_size - y.size(a))
+        return total.reshape((*y.shape[:a], blocks, block_size, *y.shape[a + 1 :])).sum([a + 1])
 
     return lambda: g * spread(scale, y, axis, block_size), factor, None
 
