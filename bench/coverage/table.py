@@ -55,7 +55,8 @@ LEGEND = f"""
 They are random, drawn so that every layer matters and that activations keep their size from layer to layer. What
 frameworks start training from would hide layers: residual branches scaled by 1e-6, heads and last scales of zero,
 weights so small that the logits do not depend on the image. The running statistics of BatchNormalization are taken from
-a batch, as training would. Its biases are drawn between 1 and 2 in size, to keep most activations off the kink of ReLU:
+a batch of 4 random images, as training would, or of 32 where those of 4 leave a net in which PyTorch's own float32
+gradient is not right. Its biases are drawn between 1 and 2 in size, to keep most activations off the kink of ReLU:
 float32 rounds some to its other side, and a deep random net with small biases makes so much of it that PyTorch's own
 float32 gradient of a ResNet-50 has a cosine of 0.9996 with its float64 gradient. What PyTorch's float32 gradient loses
 with these weights stands beside what ours loses.
