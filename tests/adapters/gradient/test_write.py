@@ -90,9 +90,14 @@ def test_a_failure_leaves_nothing_behind(place: Place, monkeypatch: pytest.Monke
     with pytest.raises(OutputError, match="No space left"):
         write_model(model, place.root / "g.onnx")
     monkeypatch.undo()
-    with pytest.raises(KeyboardInterrupt), staged(model, place.root / "g.onnx") as file:
-        assert file.exists()
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with staged(model, place.root / "g.onnx") as file:
+            assert file.exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert place.files() == before
 
 
