@@ -28,8 +28,8 @@ def operators() -> str:
     """The page about operators."""
     sections = [
         HEAD.format("Operators"),
-        "What becomes of each operator that lies between image and logits. `onnxplain inspect` tells what the gradient of "
-        "a model does not pass. What to do then: [unsupported operators](../how-to/unsupported-operators.md).",
+        "What becomes of each operator that lies between image and logits. `onnxplain inspect` tells what the gradient "
+        "of a model does not pass. What to do then: [unsupported operators](../how-to/unsupported-operators.md).",
         "## With a gradient rule",
         "A rule is a formula. Cases that it does not cover, such as training mode, are refused with the reason.",
         table(("", "operators"), by_module()),
