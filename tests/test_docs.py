@@ -106,11 +106,13 @@ def name(page: Path) -> str:
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pages use of the demo's results: the classifier and the photo. The demo itself is run in tests/cli."""
-    from onnxplain.adapters.onnx_file import write_model
+    from onnx_ir import from_proto
+
+    from onnxplain.adapters.gradient.write import write_model
     from onnxplain.models.demo import demo_model, demo_photo
 
     folder = tmp_path_factory.mktemp("stage")
-    write_model(demo_model(), folder / "efficientnet_lite0.onnx", False)
+    write_model(from_proto(demo_model()), folder / "efficientnet_lite0.onnx")
     shutil.copy(demo_photo(), folder)
     return folder
 
