@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxplain.adapters.gradient.classifier import gradient_model
     from onnxplain.adapters.gradient.differentiate import Coverage, coverage, differentiate
+    from onnxplain.adapters.gradient.rules.quantize import STRAIGHT_THROUGH
     from onnxplain.adapters.onnx_file import inspect, verify, write_gradient_model
     from onnxplain.engine import methods, metrics
     from onnxplain.engine.explanation import Explanation
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from onnxplain.files import explain_photos, score_heatmaps
 
 __all__ = [
+    "STRAIGHT_THROUGH",
     "Coverage",
     "Explainer",
     "Explanation",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "STRAIGHT_THROUGH": "onnxplain.adapters.gradient.rules.quantize",
     "Coverage": "onnxplain.adapters.gradient.differentiate",
     "Explainer": "onnxplain.explainer",
     "Explanation": "onnxplain.engine.explanation",

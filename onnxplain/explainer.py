@@ -122,7 +122,7 @@ class Explainer(Closing):
     def _start(self, model: ModelProto) -> OnnxRuntimeExecutor:
         if self._closed:
             raise ExecutionError("this explainer is closed; next: open the model again")
-        executor = OnnxRuntimeExecutor(model, threads=self.threads)
+        executor = OnnxRuntimeExecutor(model, threads=self.threads, folder=self._halves.folder)
         self._opened.append(executor)
         return executor
 

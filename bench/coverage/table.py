@@ -50,7 +50,7 @@ LEGEND = f"""
 
 In the tables below *made in* is the processor time of `gradient_model`; *nodes* and *weights* are those of the
 classifier and of the gradient model; 1 - cosine is that of the worse image; *cost* is the time of a gradient call over
-that of a forward call on ONNX Runtime, at a batch of 2: the median of five rounds in which both run in turn. Float32
+that of a forward call on ONNX Runtime: a batch of 2, one thread, the fastest of seven each, which run in turn. Float32
 itself costs some cosine where ReLU and max pooling meet near-ties: what PyTorch's own float32 gradient loses stands
 beside. `onnx-ad` is the PyPI package of that name, on the same model; † means that it refused the symbolic batch and
 got a fixed one of 2; its limit was two minutes.

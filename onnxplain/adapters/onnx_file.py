@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -23,6 +22,7 @@ from onnxplain.adapters.gradient.classifier import (
     OBJECTIVES,
     OUTPUTS,
     forward_model,
+    gradient_graph,
     gradient_model,
     logits_model,
     source_sha256,
@@ -31,9 +31,11 @@ from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message,
 from onnxplain.adapters.gradient.head import ACTIVATIONS, find_logits
 from onnxplain.adapters.gradient.portability import TABLES, Note, Runtime, notes
 from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
+from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
+from onnxplain.adapters.gradient.write import WrittenModel, staged, write_model, written
 from onnxplain.adapters.verify import verify_gradient
-from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
+from onnxplain.engine.atomic import refuse_existing, writable_file
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.requests import Head
@@ -57,10 +59,14 @@ AUTO: Literal["auto"] = "auto"
 
 @dataclass(frozen=True)
 class Halves:
-    """What runs of a classifier: `logits`, forward only, and the gradient model, None where it is not wanted."""
+    """What runs of a classifier: `logits`, forward only, and the gradient model, None where it is not wanted.
+
+    `folder` is where weights lie that are not in the graphs themselves.
+    """
 
     logits: onnx.ModelProto
     gradient: onnx.ModelProto | None
+    folder: Path | None = None
 
 
 def halves(
@@ -101,18 +107,22 @@ def halves(
             find(path, given=given, metadata=ours.metadata_props)  # which says so if they differ
         if gradient and (stopped := stopped_at(ours.metadata_props)):
             warnings.warn(PartialGradientWarning(stopped), stacklevel=2)
-        own = as_message(ours)
-        return Halves(forward_model(own), own if gradient else None)
-    if given is not None or preprocess == AUTO:
-        spec: PreprocessSpec | None = find(path, given=given, metadata=ours.metadata_props)[0]
-    else:
-        assert preprocess is None or isinstance(preprocess, PreprocessSpec)
-        spec = preprocess
+        own = as_message(ours) if path is None else ir.to_proto(ours)
+        return Halves(forward_model(own), own if gradient else None, None if path is None else path.parent)
+    spec = specification(ours, path, preprocess)
     how: dict[str, Any] = {"preprocess": spec, "output": output, "head": head, "input_shape": input_shape}
     if not gradient:
         return Halves(logits_model(model, **how), None)
     made = gradient_model(model, **how, on_unsupported=on_unsupported)
     return Halves(forward_model(made), made)
+
+
+def specification(ours: ir.Model, path: Path | None, preprocess: Preprocess) -> PreprocessSpec | None:
+    """The preprocessing of a classifier: as it is given, or as it is found. Raises `UsageError` if it is not."""
+    if preprocess is None or isinstance(preprocess, PreprocessSpec):
+        return preprocess
+    given = None if preprocess == AUTO else Path(preprocess)
+    return find(path, given=given, metadata=ours.metadata_props)[0]
 
 
 def properties(model: onnx.ModelProto) -> dict[str, str]:
@@ -303,16 +313,6 @@ def gradient_facts(meta: dict[str, str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class WrittenModel:
-    """A model file that was written."""
-
-    path: str
-    bytes: int
-    nodes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Exported:
     """What `write_gradient_model` wrote; and, if it was verified, by how much the logits differ from the source's."""
 
@@ -334,14 +334,15 @@ def write_gradient_model(
     classifier: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     verify: bool = True,
+    rules: Rules = DEFAULT,
     on_unsupported: OnUnsupported = "error",
 ) -> Exported:
     """Write the gradient model of a classifier file, and to `classifier` the classifier itself.
 
-    The latter is the source as it is, in one file: with its weights inside, and its preprocessing in the metadata.
+    The latter is the source as it is, with its preprocessing in the metadata and, up to 2 GB, its weights inside.
     Folders are made if need be. With `verify` the gradient model must give the logits of the source, and its gradient
-    must not be found wrong, before anything is written; see the function `verify`. `on_unsupported` is that of
-    `differentiate`.
+    must not be found wrong, before anything is written; see the function `verify`. `rules` and `on_unsupported` are
+    those of `differentiate`. Beyond 2 GB the weights go to a file beside `out`, `<out>.data`.
 
     Raises:
         ModelError: the source cannot be read, is no classifier, or cannot be differentiated.
@@ -355,55 +356,64 @@ def write_gradient_model(
     if len(set(places)) < len(places):
         raise UsageError("the source, the gradient model and the classifier are three files; next: give other names")
     refuse_existing(targets, overwrite=overwrite)
-    if GRADIENT_MODEL_KEY in read(source).metadata_props:
+    ours = read(source)
+    if GRADIENT_MODEL_KEY in ours.metadata_props:
         raise UsageError(f"{source} is a gradient model already; next: use it as it is, or export its classifier")
     for path in targets:
         writable_file(path)
-    made = halves(source, preprocess, output, head=head, input_shape=input_shape, on_unsupported=on_unsupported)
-    assert made.gradient is not None
+    made = gradient_graph(
+        source,
+        preprocess=specification(ours, Path(source), preprocess),
+        output=output,
+        head=head,
+        input_shape=input_shape,
+        rules=rules,
+        on_unsupported=on_unsupported,
+    )
     difference = verification = None
-    if verify:
-        difference = verified(source, made.gradient, made.logits, output)
-        verification = verify_gradient(made.gradient, made.logits)
-        if verification.verdict == "failed":
-            raise ExecutionError(
-                f"{source}: the gradient model that was made of it is wrong, and nothing was written: "
-                f"{verification.failures[0]}; next: report this with the model, it is a bug of onnxplain or the runtime"
-            )
-    written = [write_model(made.gradient, targets[0], overwrite)]
+    with staged(made, targets[0], overwrite=overwrite) as file:
+        if verify:
+            graph = onnx.load(file, load_external_data=False)
+            ready = Halves(forward_model(graph), graph, file.parent)
+            difference = verified(source, ready, output)
+            verification = verify_gradient(graph, ready.logits, folder=ready.folder)
+            if verification.verdict == "failed":
+                raise ExecutionError(
+                    f"{source}: the gradient model that was made of it is wrong, and nothing was written: "
+                    f"{verification.failures[0]}; "
+                    "next: report this with the model, it is a bug of onnxplain or the runtime"
+                )
+    files = [written(made, targets[0])]
     if classifier is not None:
-        written.append(write_model(plain_classifier(source, made.gradient), targets[1], overwrite))
-    meta = properties(made.gradient)
-    return Exported(written, difference, verification, meta[HEAD_KEY], notes_of(meta))
+        files.append(write_model(plain_classifier(ours, made), targets[1], overwrite=overwrite))
+    meta = made.metadata_props
+    return Exported(files, difference, verification, meta[HEAD_KEY], notes_of(meta))
 
 
-def plain_classifier(source: str | os.PathLike[str], gradient: onnx.ModelProto) -> onnx.ModelProto:
+def plain_classifier(ours: ir.Model, gradient: ir.Model) -> ir.Model:
     """The source as it is, with the preprocessing of its gradient model in its metadata, so that both score alike."""
-    ours = read(source)
     ours.metadata_props.pop(PREPROCESS_KEY, None)
-    ours.metadata_props.update({k: v for k, v in properties(gradient).items() if k == PREPROCESS_KEY})
-    return as_message(ours)
+    ours.metadata_props.update({k: v for k, v in gradient.metadata_props.items() if k == PREPROCESS_KEY})
+    return ours
 
 
 TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}  # times the largest logit, or 1
 
 
-def verified(
-    source: str | os.PathLike[str], gradient: onnx.ModelProto, forward: onnx.ModelProto, output: str | None
-) -> float:
+def verified(source: str | os.PathLike[str], made: Halves, output: str | None) -> float:
     """The largest difference of the logits from the source's over four random images.
 
     Everything runs without the optimiser, so that the two graphs are compared and not what is made of them.
     """
-    meta = properties(gradient)
+    meta = properties(made.logits)
     spec = PreprocessSpec.from_dict(json.loads(meta[PREPROCESS_KEY])) if PREPROCESS_KEY in meta else None
     axis = -1 if meta.get(LAYOUT_KEY) == "NHWC" else 0
     prepared = prepare(source).graph
     tail = find_logits(prepared, prepared.inputs[0], output).tail
     head = ACTIVATIONS.get(tail.activation or "")
     with (
-        OnnxRuntimeExecutor(onnx.load(source), optimise=False) as theirs,
-        OnnxRuntimeExecutor(forward, optimise=False) as ours,
+        OnnxRuntimeExecutor(Path(source).read_bytes(), optimise=False, folder=Path(source).parent) as theirs,
+        OnnxRuntimeExecutor(made.logits, optimise=False, folder=made.folder) as ours,
     ):
         ((name, input),) = ours.inputs.items()
         ((given, wanted),) = theirs.inputs.items()
@@ -495,14 +505,15 @@ def verify(
     return Verified(
         model=str(path),
         on=on,
-        difference=None if source is None else verified(source, made.gradient, made.logits, output),
+        difference=None if source is None else verified(source, made, output),
         gradient=verify_gradient(
-            made.gradient, made.logits, images=images, range=range, seed=seed, batch_size=batch_size, threads=threads
+            made.gradient,
+            made.logits,
+            folder=made.folder,
+            images=images,
+            range=range,
+            seed=seed,
+            batch_size=batch_size,
+            threads=threads,
         ),
     )
-
-
-def write_model(model: onnx.ModelProto, path: Path, overwrite: bool) -> WrittenModel:
-    content = model.SerializeToString()
-    write_atomically(path, content, overwrite=overwrite)
-    return WrittenModel(str(path), len(content), len(model.graph.node), hashlib.sha256(content).hexdigest())

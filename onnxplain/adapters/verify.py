@@ -28,6 +28,7 @@ def verify_gradient(
     gradient: onnx.ModelProto,
     forward: onnx.ModelProto,
     *,
+    folder: Path | None = None,
     images: Sequence[str | os.PathLike[str]] = (),
     range: tuple[float, float] | None = None,
     seed: int = 0,
@@ -35,6 +36,8 @@ def verify_gradient(
     threads: int = 0,
 ) -> Verification:
     """The verification of a gradient model against its forward half, at photos or else at random images.
+
+    `folder` is where weights lie that are not in the graphs themselves.
 
     Raises:
         UsageError: photos for a model without preprocessing.
@@ -44,8 +47,8 @@ def verify_gradient(
     """
     meta = {entry.key: entry.value for entry in gradient.metadata_props}
     with (
-        OnnxRuntimeExecutor(forward, threads=threads) as logits,
-        OnnxRuntimeExecutor(gradient, threads=threads) as both,
+        OnnxRuntimeExecutor(forward, threads=threads, folder=folder) as logits,
+        OnnxRuntimeExecutor(gradient, threads=threads, folder=folder) as both,
     ):
         model = Model(logits, both, batch_size=batch_size, head=Head(meta[HEAD_KEY]))
         low, high = (0.0, 1.0) if PREPROCESS_KEY in meta else range or UNKNOWN

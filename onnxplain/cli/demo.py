@@ -56,7 +56,9 @@ def command(output: Path, batch_size: int, threads: int, overwrite: bool) -> int
     Example:
       onnxplain demo -o demo-out
     """
-    from onnxplain.adapters.onnx_file import write_model
+    from onnx_ir import from_proto
+
+    from onnxplain.adapters.gradient.write import write_model
     from onnxplain.engine.atomic import refuse_existing, writable_folder, write_atomically
     from onnxplain.engine.methods import ISA, CrediblePath, IntegratedGradients, Method
     from onnxplain.engine.metrics import InsertionDeletion, Protocol
@@ -74,7 +76,7 @@ def command(output: Path, batch_size: int, threads: int, overwrite: bool) -> int
     classifier = demo_model()
     writable_folder(output)
     write_atomically(photo, demo_photo().read_bytes(), overwrite=overwrite)
-    write_model(classifier, model, overwrite)
+    write_model(from_proto(classifier), model, overwrite=overwrite)
 
     with open(model, batch_size=batch_size, threads=threads) as explainer:
 

@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 from PIL import Image
 from tiny import FAST, SPEC, classifier, complain, run
@@ -226,16 +227,15 @@ def test_export_with_an_output_name_and_without_preprocessing(place):
 def test_export_fails_and_writes_nothing_where_logits_differ(place, monkeypatch):
     from onnxplain.adapters import onnx_file
 
-    right = onnx_file.gradient_model
+    right = onnx_file.gradient_graph
 
     def wrong(*args, **options):
         model = right(*args, **options)
-        for tensor in model.graph.initializer:
-            if tensor.name == "f":
-                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.1), "f"))
+        weight = model.graph.initializers["f"]
+        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.1), name="f")
         return model
 
-    monkeypatch.setattr(onnx_file, "gradient_model", wrong)
+    monkeypatch.setattr(onnx_file, "gradient_graph", wrong)
     before = place.files()
     result = run("export", place.model, "-o", place.root / "g.onnx")
     assert result.exit_code == 1

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -19,6 +20,7 @@ from onnxplain.adapters.gradient.head import classes, find_logits
 from onnxplain.adapters.gradient.image import as_float, fix_size, fold, image_input
 from onnxplain.adapters.gradient.objective import value_and_cotangent
 from onnxplain.adapters.gradient.prepare import ModelLike, blaming, files_of, prepare
+from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.adapters.gradient.sweep import single
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.requests import Head, Kind
@@ -37,6 +39,7 @@ def gradient_model(
     output: str | None = None,
     head: str | None = None,
     input_shape: Sequence[int] | None = None,
+    rules: Rules = DEFAULT,
     on_unsupported: OnUnsupported = "error",
 ) -> onnx.ModelProto:
     """The gradient model of a classifier.
@@ -53,13 +56,29 @@ def gradient_model(
         head: "softmax" or "sigmoid", what makes probabilities of logits. None: as the activation says that the model
             ends in, which is cut off; without one, sigmoid for a single class and softmax for several.
         input_shape: (C, H, W) or (H, W, C), with or without a leading 1: the sizes that the model leaves open.
-        on_unsupported: that of `differentiate`.
+        rules, on_unsupported: those of `differentiate`.
 
     Raises:
         InvalidModel: the model cannot be read or is no classifier.
         NotDifferentiable: there are operators without a gradient.
-        UsageError: the model has no such `output`, or arguments contradict the model or each other.
+        UsageError: the model has no such `output`, or arguments contradict the model or each other; or the result has
+            more than 2 GB, which only files can hold (`write_gradient_model`).
     """
+    how: dict[str, Any] = {"output": output, "head": head, "input_shape": input_shape}
+    return as_message(gradient_graph(model, preprocess=preprocess, **how, rules=rules, on_unsupported=on_unsupported))
+
+
+def gradient_graph(
+    model: ModelLike,
+    *,
+    preprocess: PreprocessSpec | None = None,
+    output: str | None = None,
+    head: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    rules: Rules = DEFAULT,
+    on_unsupported: OnUnsupported = "error",
+) -> ir.Model:
+    """`gradient_model`, of any size: its weights may lie in files still."""
     ours, x, z, head = classifier(model, preprocess, output, head, input_shape)
     graph = ours.graph
     batch, count = z.shape
@@ -72,7 +91,7 @@ def gradient_model(
     t = t if z.dtype == t.dtype else op("Cast", t, to=int(z.value.dtype or ir.DataType.DOUBLE))
     with blaming(model):
         value, cotangent = value_and_cotangent(z, t, Expr(z.emit, kinds), Head(head))
-        gradients = gradients_of(ours, z.emit, {z.value: cotangent}, [x.value], on_unsupported=on_unsupported)
+        gradients = gradients_of(ours, z.emit, {z.value: cotangent}, [x.value], rules, on_unsupported)
     if x.value not in gradients:
         raise InvalidModel("the logits do not depend on the image through any derivative; next: name another output")
     logits, explained, gradient = OUTPUTS
@@ -80,7 +99,7 @@ def gradient_model(
     ours.metadata_props[GRADIENT_MODEL_KEY] = "1"
     ours.metadata_props["onnxplain.objectives"] = json.dumps(OBJECTIVES)
     with blaming(model):
-        return as_message(finish(ours))
+        return finish(ours)
 
 
 def logits_model(
@@ -103,7 +122,10 @@ def logits_model(
 
 
 def forward_model(gradient: onnx.ModelProto) -> onnx.ModelProto:
-    """The forward half of a gradient model: image in, logits out. (Runtimes do not skip what is not fetched.)"""
+    """The forward half of a gradient model: image in, logits out. (Runtimes do not skip what is not fetched.)
+
+    Weights that lie in files stay there.
+    """
     ours = ir.from_proto(gradient)
     graph = ours.graph
     graph.outputs[:] = [v for v in graph.outputs if v.name == "logits"]

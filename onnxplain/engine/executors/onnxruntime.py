@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,10 +19,18 @@ class OnnxRuntimeExecutor(Closing):
     """An ONNX Runtime session on the CPU.
 
     `threads` bounds the threads inside one operator (0: the runtime decides). `optimise=False` turns the graph
-    optimiser off, so that two graphs with a common half compute it bit for bit alike.
+    optimiser off, so that two graphs with a common half compute it bit for bit alike. `folder` is where weights lie
+    that the model has in files of their own.
     """
 
-    def __init__(self, model: onnx.ModelProto | bytes, *, threads: int = 0, optimise: bool = True) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto | bytes,
+        *,
+        threads: int = 0,
+        optimise: bool = True,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
         try:
             import onnxruntime as ort
         except ImportError as error:
@@ -31,6 +40,8 @@ class OnnxRuntimeExecutor(Closing):
         options.log_severity_level = 3  # errors only: warnings about unused initializers are not the user's business
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.fspath(folder))
         data = model if isinstance(model, bytes) else model.SerializeToString()
         try:
             self._session: Any = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
