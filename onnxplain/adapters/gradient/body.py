@@ -44,9 +44,7 @@ def emit_function(node: onnx.NodeProto, xs: list[Expr | None], emit: Emit) -> tu
     return tuple(values.get(name) for name in function.output[: len(node.output)])
 
 
-def run(
-    nodes: Iterable[onnx.NodeProto], values: Values, given: Mapping[str, onnx.AttributeProto], emit: Emit
-) -> None:
+def run(nodes: Iterable[onnx.NodeProto], values: Values, given: Mapping[str, onnx.AttributeProto], emit: Emit) -> None:
     """Emit nodes of a body one after the other; `values` has what they read, and gets what they compute."""
     for template in nodes:
         inner = filled(template, given)
@@ -66,10 +64,15 @@ def emit_node(inner: onnx.NodeProto, inputs: list[Expr | None], emit: Emit) -> S
         return [emit.constant(constant_of(attributes))]
     if inner.op_type == "CastLike" and inputs[0] is not None and inputs[1] is not None:
         return emit.node("Cast", inputs[:1], {"to": int(inputs[1].value.dtype or ir.DataType.FLOAT)}, 1)
-    known = all(x is None or emit.facts.data(x.value) is not None for x in inputs)  # and so is the output
-    if not known and inner.op_type not in ALLOWED and has_body("", inner.op_type, emit.opset):
+    if inner.op_type == "ConstantOfShape" and inputs[0] is not None:
+        filling = constant_of(attributes) if attributes else np.zeros(1, np.float32)
+        return [op("Expand", emit.constant(filling), inputs[0])]
+    outputs = emit.node(inner.op_type, inputs, attributes, len(inner.output))
+    if inner.op_type in ALLOWED or all(y.value.const_value is not None for y in outputs):
+        return outputs
+    if has_body("", inner.op_type, emit.opset):  # the node itself is not read by anybody, and so goes in the end
         return emit_function(inner, inputs, emit)
-    return emit.node(inner.op_type, inputs, attributes, len(inner.output))
+    raise UnsupportedCase(f"its function body holds {inner.op_type}, which not every runtime has")
 
 
 def scan(
