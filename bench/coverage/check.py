@@ -166,14 +166,29 @@ def onnx_ad(files: Files) -> Found:
     return found | {"gradient_to_forward": cost(executor, feeds, plain, {image: case["x"]}, fixed)}
 
 
+def kinks(files: Files) -> Found:
+    """Whether what is lost is lost at the kinks of ReLU. Only asked where the gradient is not right."""
+    from bench.coverage.kinks import kinks
+
+    return kinks(files)
+
+
 STEPS: dict[str, Callable[[Files], Found]] = {
     "gradient": gradient,
+    "kinks": kinks,
     "openvino": openvino,
     "tensorrt_parse": tensorrt_parse,
     "tensorrt": tensorrt,
     "onnx_ad": onnx_ad,
 }
-LIMITS = {"gradient": 300, "openvino": 200, "tensorrt_parse": 60, "tensorrt": 120, "onnx_ad": 60}  # seconds
+LIMITS = {
+    "gradient": 300,
+    "kinks": 120,
+    "openvino": 200,
+    "tensorrt_parse": 60,
+    "tensorrt": 120,
+    "onnx_ad": 60,
+}  # seconds
 PEERS = ("onnx_ad",)  # steps that do not concern our gradient model
 PACKAGES = ("onnxplain", "onnx", "onnx-ir", "numpy", "onnxruntime", "openvino", "tensorrt_rtx_cu13", "onnx-ad")
 

@@ -14,6 +14,7 @@ Row = dict[str, Any]
 Results = Mapping[tuple[str, str], Row]  # (model, step) -> what was found last
 
 RUNTIMES = ("openvino", "tensorrt_parse", "tensorrt")
+OF_GRADIENT = ("kinks", *RUNTIMES)  # steps that take a gradient model
 RIGHT = 0.9999  # the cosine of two gradients that count as one
 SOURCES = {
     "torchvision": "torchvision",
@@ -59,7 +60,8 @@ a batch of 4 random images, as training would, or of 32 where those of 4 leave a
 gradient is not right. Its biases are drawn between 1 and 2 in size, to keep most activations off the kink of ReLU:
 float32 rounds some to its other side, and a deep random net with small biases makes so much of it that PyTorch's own
 float32 gradient of a ResNet-50 has a cosine of 0.9996 with its float64 gradient. What PyTorch's float32 gradient loses
-with these weights stands beside what ours loses.
+with these weights stands beside what ours loses. Where ours is below {RIGHT}, float64 autograd was asked again with
+each ReLU on the side of its kink that ONNX Runtime took: the table says how many are on the other, and what remains.
 
 ## How to read the tables
 
@@ -78,7 +80,7 @@ def latest(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
     now = {
         (row["name"], row["step"]): row
         for row in rows
-        if row["step"] in RUNTIMES and row["key"] == found.get((row["name"], "gradient"), {}).get("digest")
+        if row["step"] in OF_GRADIENT and row["key"] == found.get((row["name"], "gradient"), {}).get("digest")
     }
     return found | now
 
@@ -149,7 +151,7 @@ def refusals(results: Results) -> list[tuple[str, str, int, str]]:
     """What the runtimes and onnx-ad refuse: who, why, how many models, and which."""
     models: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (name, step), row in results.items():
-        if step != "gradient" and ("failed" in row or "refused" in row):
+        if step not in ("gradient", "kinks") and ("failed" in row or "refused" in row):
             models[step, clipped(row.get("failed") or row["refused"])].append(name)
     return [(step, why, len(names), short(names)) for (step, why), names in sorted(models.items())]
 
@@ -200,7 +202,7 @@ def line(name: str, results: Results) -> tuple[str, ...]:
             f"{before['nodes']} → {after['nodes']}",
             f"{before['weight_bytes'] / 1e6:.0f} → {after['weight_bytes'] / 1e6:.0f}",
             f"{ours['logits_error']:.0e}",
-            gap(ours),
+            gap(ours) + at_kinks(results.get((name, "kinks"), {}), ours),
             worst(ours["torch_float32"]),
             f"{ours['gradient_to_forward']:.1f}",
         )
@@ -235,6 +237,13 @@ def gap(row: Row) -> str:
         return trouble(row)
     text = worst(row["cosine"])
     return text if agrees(row) else f"**wrong: {text}**"
+
+
+def at_kinks(row: Row, ours: Row) -> str:
+    """What remains where float64 autograd takes each ReLU as ONNX Runtime took it."""
+    if right(ours) or "cosine" not in row or row["key"] != ours["digest"]:
+        return ""
+    return f" ({worst(row['cosine'])} with {row['crossed']} activations across their kink)"
 
 
 def worst(cosines: list[float]) -> str:
