@@ -12,6 +12,7 @@ and a time limit, so that a crash costs one row.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -25,6 +26,9 @@ import click
 from bench.coverage.zoo import ZOO
 
 ROOT = Path(__file__).resolve().parents[2]
+ERROR = re.compile(
+    r"[\w.]+(Error|Exception|Operator|Model|Failed)\b"
+)  # the first such line of a traceback is the cause
 FOLDER = click.option(
     "--folder", type=click.Path(path_type=Path), default=Path("/tmp/zoo"), show_default=True, help="The cache."
 )
@@ -166,8 +170,8 @@ def run(arguments: list[str], limit: int) -> tuple[str, str | None]:
         return "", f"not done after {limit} s"
     if done.returncode == 0:
         return (done.stdout.splitlines() or [""])[-1], None
-    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(" ")]
-    return "", lines[-1] if lines else f"exit code {done.returncode}"
+    raised = [line for line in done.stderr.splitlines() if ERROR.match(line)]
+    return "", raised[0] if raised else f"exit code {done.returncode}"
 
 
 def revision() -> str:
