@@ -70,8 +70,8 @@ def export_command(patterns: tuple[str, ...], folder: Path, redo: bool, limit: i
 def check_command(patterns: tuple[str, ...], folder: Path, redo: bool, only: tuple[str, ...], drop: bool) -> None:
     """Take the steps that are missing for each exported model; one JSON line each, in results.jsonl of the cache.
 
-    A gradient model is made once for a revision of the package. What runtimes make of it is asked once for each
-    gradient model that differs.
+    A gradient model is made once for a revision of the package. What runtimes make of it, ONNX Runtime too, is asked
+    once for each gradient model that differs.
     """
     from bench.coverage.check import LIMITS, PEERS, STEPS, Files, versions
     from bench.coverage.table import right
@@ -82,11 +82,14 @@ def check_command(patterns: tuple[str, ...], folder: Path, redo: bool, only: tup
     def take(name: str, step: str, key: str) -> dict[str, Any]:
         output, reason = run(["check-one", name, step, str(folder)], LIMITS[step])
         found = {"failed": reason} if reason else json.loads(output)
-        row = {"name": name, "step": step, "key": key, "date": time.strftime("%Y-%m-%d"), "versions": theirs} | found
+        if found.pop("same", False):  # as the gradient model of an earlier revision, and so is what came of it
+            before = [row for row in read(results) if row["name"] == name and row.get("digest") == found["digest"]]
+            found = before[-1] | found
+        row = {"name": name, "step": step, "key": key, "date": time.strftime("%Y-%m-%d"), "versions": theirs}
         with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(found | row) + "\n")
         click.echo(f"{name} {step}: {brief(found)}")
-        return row
+        return found
 
     for name in chosen(patterns):
         files = Files(folder, name)
@@ -96,6 +99,8 @@ def check_command(patterns: tuple[str, ...], folder: Path, redo: bool, only: tup
         steps = [step for step in STEPS if not only or step in only]
         ours = done.get(("gradient", now))
         if ours is None or (redo and "gradient" in steps):
+            if redo:
+                files.answer.unlink(missing_ok=True)
             ours = take(name, "gradient", now)
         for step in steps:
             key = theirs["onnx-ad"] if step in PEERS else ours.get("digest")

@@ -62,7 +62,9 @@ def gradient(files: Files) -> Found:
         return found | {"refused": str(error)}
     found |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - start_cpu}
     digest = digest_of(model)
-    found |= {"gradient": size_of(model), "digest": digest}
+    found |= {"gradient": size_of(model), "batch": fixed_batch(model), "digest": digest}
+    if files.digest() == digest and files.answer.stat().st_mtime > files.case.stat().st_mtime:
+        return found | {"same": True}
     files.gradient.parent.mkdir(exist_ok=True)
     onnx.save(model, files.gradient)
     case = np.load(files.case)

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from bench.coverage.check import Files, Found, cosines, feeds_of
+from bench.coverage.check import Files, Found, batched, cosines, feeds_of, fixed_batch
 from bench.coverage.export import well_posed
+from bench.coverage.light import light
 from bench.coverage.zoo import ZOO
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 
@@ -37,16 +38,22 @@ def kinks(files: Files) -> Found:
     model, case = onnx.load(files.gradient), np.load(files.case)
     feeds = feeds_of(model, case)
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inside)
-    answer = OnnxRuntimeExecutor(model, threads=1)(feeds)
-    net = well_posed(ZOO[files.case.stem])[0].double()
-    sides = Sides([answer[name] for name in inside])
-    leaf = torch.from_numpy(case["x"]).double().requires_grad_()
-    with sides:
-        logits = net(leaf)
-    (gradient,) = torch.autograd.grad((logits * torch.from_numpy(case["target"]).double()).sum(), leaf)
-    if sides.left:
-        raise ValueError("the graph has more activations than the net")
-    return {"crossed": sides.crossed, "cosine": cosines(answer["gradient"], gradient.numpy())}
+    executor = OnnxRuntimeExecutor(model, threads=1)
+    answer = batched(executor, feeds, fixed_batch(model))
+    entry = ZOO[files.case.stem]
+    net = light(entry.architecture)[1] if entry.source == "light" else well_posed(entry)[0].double()
+    crossed, gradients = 0, []
+    every = len(case["x"])
+    for part in [slice(i, i + 1) for i in range(every)] if entry.source == "light" else [slice(every)]:
+        sides = Sides([answer[name][part] for name in inside])
+        leaf = torch.from_numpy(case["x"][part]).double().requires_grad_()
+        with sides:
+            logits = net(leaf)
+        if sides.left:
+            raise ValueError("the graph has more activations than the net")
+        gradients += torch.autograd.grad((logits * torch.from_numpy(case["target"][part]).double()).sum(), leaf)
+        crossed += sides.crossed
+    return {"crossed": crossed, "cosine": cosines(answer["gradient"], np.concatenate(gradients))}
 
 
 class Sides(TorchFunctionMode):
