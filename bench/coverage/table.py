@@ -50,7 +50,9 @@ LEGEND = f"""
 * **TensorRT-RTX parses**, **builds**: it reads the gradient model; and it builds an engine for compute capability 8.9
   within two minutes, with a batch of 1, 8, 32 (smallest, tuned for, largest). It is not run: that takes a GPU.
 * **onnx-ad**: the PyPI package of that name makes the same gradient of the same model within one minute. It was asked
-  for some of the models only; where any column was asked for fewer models than there are, it says "of" how many.
+  for some of the models only.
+
+Where a column was asked for fewer models than there are, it says "of" how many.
 
 ## The weights
 
@@ -68,9 +70,12 @@ each ReLU on the side of its kink that ONNX Runtime took: the table says how man
 
 *made in* is the processor time of `gradient_model`; *nodes* and *weights* are those of the classifier and of the
 gradient model; 1 - cosine is that of the worse image; *cost* is the processor time of a gradient call over that of a
-forward call on ONNX Runtime: a batch of 2, one thread, the cheapest of three each, which run in turn. † means that
-onnx-ad refused the symbolic batch and got a fixed one of 2; ‡ that a runtime
-was asked about the gradient model of an earlier revision.
+forward call on ONNX Runtime: a batch of 2, one thread, the cheapest of three each, which run in turn. ‡: of a runtime
+that was asked about the gradient model of an earlier revision.
+"""
+
+PEER = """Measured in the same way. †: it refused the symbolic batch and got a fixed one of 2.
+
 """
 
 
@@ -123,6 +128,8 @@ def page(results: Results, failed: Mapping[str, str]) -> str:
         names = [name for name, entry in ZOO.items() if entry.source == source and (name, "gradient") in results]
         if names:
             text += f"\n## {title}\n\n" + table(HEADER, [line(name, results) for name in names])
+    peers = [name for name in ZOO if (name, "onnx_ad") in results and (name, "gradient") in results]
+    text += "\n## onnx-ad on the same models\n\n" + PEER + table(PEER_HEADER, [beside(name, results) for name in peers])
     found = gaps(results)
     if found:
         text += "\n## Refused\n\n"
@@ -185,14 +192,17 @@ HEADER = (
     "model", "exporter", "made in, s", "nodes", "weights, MB", "logits error", "1 - cosine",
     "PyTorch float32: 1 - cosine", "cost",
     "OpenVINO: 1 - cosine", "TensorRT-RTX: built in, s",
-    "onnx-ad: 1 - cosine", "onnx-ad: nodes", "onnx-ad: made in, s", "onnx-ad: cost",
+)  # fmt: skip
+PEER_HEADER = (
+    "model", "exporter", "made in, s: ours", "theirs", "nodes: ours", "theirs", "1 - cosine: ours", "theirs",
+    "cost: ours", "theirs",
 )  # fmt: skip
 
 
 def line(name: str, results: Results) -> tuple[str, ...]:
     """The row of one model."""
     entry, ours = ZOO[name], results[name, "gradient"]
-    openvino, parsed, built, peer = (results.get((name, step), {}) for step in (*RUNTIMES, "onnx_ad"))
+    openvino, parsed, built = (results.get((name, step), {}) for step in RUNTIMES)
     if "cosine" not in ours:
         what = "crash" if "failed" in ours else "refused"
         mine = (what, *[""] * 6)
@@ -212,16 +222,25 @@ def line(name: str, results: Results) -> tuple[str, ...]:
         engine = "parsed" + (f"; build {engine}" if engine else "")
     marks = ["‡" if stale(name, step, results) else "" for step in RUNTIMES]
     others = (gap(openvino) + marks[0], engine + (marks[2] if built else marks[1]))
-    theirs: tuple[str, ...] = (trouble(peer), "", "", "")
-    if "cosine" in peer:
-        mark = "†" if peer["batch"] == "fixed" and "symbolic_refused" in peer else ""
-        theirs = (
-            gap(peer) + mark,
-            str(peer["gradient"]["nodes"]),
-            f"{peer['cpu_seconds']:.1f}",
-            f"{peer['gradient_to_forward']:.1f}",
-        )
-    return (entry.architecture, entry.exporter, *mine, *others, *theirs)
+    return (entry.architecture, entry.exporter, *mine, *others)
+
+
+def beside(name: str, results: Results) -> tuple[str, ...]:
+    """The row of one model that onnx-ad was asked for too."""
+    entry, pair = ZOO[name], (results[name, "gradient"], results[name, "onnx_ad"])
+    mark = "†" if "symbolic_refused" in pair[1] else ""
+    cells = [
+        (f"{row['cpu_seconds']:.1f}", str(row["gradient"]["nodes"]), gap(row), f"{row['gradient_to_forward']:.1f}")
+        if "cosine" in row
+        else (trouble(row), "", "", "")
+        for row in pair
+    ]
+    ours, theirs = cells
+    return (
+        ZOO[name].source + ": " + entry.architecture + mark,
+        entry.exporter,
+        *(cell for both in zip(ours, theirs, strict=True) for cell in both),
+    )
 
 
 def right(row: Row) -> bool:
