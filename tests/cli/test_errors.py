@@ -423,7 +423,7 @@ def test_an_unexpected_error_is_one_line_and_traceback_shows_the_rest(place, mon
     def broken(*_, **__):
         raise KeyError("a bug\nin two lines")
 
-    monkeypatch.setattr("onnxplain.adapters.onnx_file.inspect", broken)
+    monkeypatch.setattr("onnxplain.adapters.inspection.inspect", broken)
     result = run("inspect", place.model)
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1

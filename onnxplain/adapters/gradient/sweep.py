@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient import rules as _rules  # noqa: F401  (fills the registry)
 from onnxplain.adapters.gradient.body import emit_body, has_body
-from onnxplain.adapters.gradient.control import why_left
+from onnxplain.adapters.gradient.control import subgraphs, why_left
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
 from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIENT, REFUSED, Entry, Rules, refusal
 from onnxplain.errors import Gap
@@ -74,17 +74,6 @@ def reads(node: ir.Node) -> list[ir.Value]:
         values += [x for child in inner for x in reads(child)]
         values += list(inner.outputs)
     return values
-
-
-def subgraphs(node: ir.Node) -> list[ir.Graph]:
-    """The graphs in a node's attributes: branches and bodies."""
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.value)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found.extend(attribute.value)
-    return found
 
 
 def gaps(nodes: Iterable[ir.Node], active: set[ir.Value], rules: Rules = DEFAULT) -> list[Gap]:
