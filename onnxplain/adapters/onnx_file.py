@@ -30,7 +30,8 @@ from onnxplain.adapters.gradient.classifier import (
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, stopped_at
 from onnxplain.adapters.gradient.head import ACTIVATIONS, find_logits
 from onnxplain.adapters.gradient.portability import TABLES, Note, Runtime, notes
-from onnxplain.adapters.gradient.prepare import ModelLike, files_of, prepare, read
+from onnxplain.adapters.gradient.prepare import prepare
+from onnxplain.adapters.gradient.read import ModelLike, files_of, read
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.adapters.gradient.sweep import FLOATS, kind
 from onnxplain.adapters.gradient.write import WrittenModel, staged, write_model, written

@@ -24,6 +24,7 @@ Dim: TypeAlias = int | str | None
 
 SMALL = 1024  # elements: what is larger is no shape, axis or scale
 WHOLE = 2**18  # elements: what is larger is no index that follows from shapes
+LARGE = 2**28  # elements: what is larger is no weight, however it is written
 
 # The trial sizes of free dimensions, a pair for each: primes that no layer is likely to have.
 PRIMES = (211, 307, 223, 311, 227, 313, 229, 317, 233, 331, 239, 337, 241, 347, 251, 349, 257, 353, 263, 359)
@@ -36,6 +37,13 @@ COMPUTED = frozenset(
         "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd",
         "ReduceSum", "Reshape", "Round", "Shape", "Sign", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile",
         "Transpose", "Unsqueeze", "Where", "Xor",
+    )
+)  # fmt: skip
+# And of this, weights that are written as what they are made of.
+WEIGHTS = frozenset(
+    (
+        "DequantizeLinear", "Dropout", "Exp", "Gemm", "Log", "MatMul", "Mean", "Pad", "QuantizeLinear", "ReduceL2",
+        "ReduceMean", "ReduceSumSquare", "Relu", "Sigmoid", "Softplus", "Sum", "Tanh", "Trilu",
     )
 )  # fmt: skip
 # Operators of which ONNX's inference says nothing, or not the shape: their output is like their first input.
@@ -59,7 +67,13 @@ class Trial:
     def small(self) -> bool:
         """Whether the value is worth computing."""
         most = WHOLE if self.dtype is not None and self.dtype.is_integer() else SMALL
-        return self.shape is not None and None not in self.shape and math.prod(self.shape) <= most  # type: ignore[arg-type]
+        return self.elements is not None and self.elements <= most
+
+    @property
+    def elements(self) -> int | None:
+        if self.shape is None or None in self.shape:
+            return None
+        return math.prod(self.shape)  # type: ignore[arg-type]
 
     def proto(self) -> onnx.TypeProto:
         shape = None if self.shape is None else list(self.shape)
@@ -104,8 +118,9 @@ class Facts:
         )
 
     def compute(self, value: ir.Value) -> Array | None:
-        """A value of any size that is fixed, computed now; None if it is not fixed, or cannot be computed here."""
+        """A value that is fixed, computed now; None if it is not fixed, or cannot be computed here, or is too large."""
         found: dict[ir.Value, Array | None] = {}
+        room = LARGE  # for all that is computed on the way: it is in memory at once
         waiting = [value]
         while waiting:  # no recursion: chains may be long
             top = waiting[-1]
@@ -114,7 +129,7 @@ class Facts:
                 waiting.pop()
             elif top.const_value is not None:
                 found[top] = top.const_value.numpy()
-            elif top not in self.fixed or node is None:
+            elif top not in self.fixed or node is None or not self._modest(node, room):
                 found[top] = None
             elif missing := [x for x in node.inputs if x is not None and x not in found]:
                 waiting += missing
@@ -123,7 +138,13 @@ class Facts:
                 known = all(x is None or array is not None for x, array in zip(node.inputs, xs, strict=True))
                 ys = evaluate(canonical(node), xs, self.opset) if known else None
                 found |= zip(node.outputs, ys if ys is not None else [None] * len(node.outputs), strict=True)
+                room -= sum(y.size for y in ys or ())
         return found[value]
+
+    def _modest(self, node: ir.Node, room: int) -> bool:
+        """Whether the outputs of a node are known to fit. The reference implementations of some operators are slow."""
+        room = room if node.op_type in COMPUTED or node.op_type in WEIGHTS else WHOLE
+        return all(trial.elements is not None and trial.elements <= room for y in node.outputs for trial in self.of(y))
 
     def infer(self, node: ir.Node) -> None:
         """Type the outputs of a node. Raises `InferenceError` or `SchemaError` where ONNX does."""
