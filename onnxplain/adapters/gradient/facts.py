@@ -129,22 +129,31 @@ class Facts:
                 waiting.pop()
             elif top.const_value is not None:
                 found[top] = top.const_value.numpy()
-            elif top not in self.fixed or node is None or not self._modest(node, room):
+            elif top not in self.fixed or node is None:
                 found[top] = None
             elif missing := [x for x in node.inputs if x is not None and x not in found]:
                 waiting += missing
             else:
                 xs = [None if x is None else found[x] for x in node.inputs]
                 known = all(x is None or array is not None for x, array in zip(node.inputs, xs, strict=True))
-                ys = evaluate(canonical(node), xs, self.opset) if known else None
+                ys = evaluate(canonical(node), xs, self.opset) if known and self._fits(node, xs, room) else None
                 found |= zip(node.outputs, ys if ys is not None else [None] * len(node.outputs), strict=True)
                 room -= sum(y.size for y in ys or ())
         return found[value]
 
-    def _modest(self, node: ir.Node, room: int) -> bool:
-        """Whether the outputs of a node are known to fit. The reference implementations of some operators are slow."""
-        room = room if node.op_type in COMPUTED or node.op_type in WEIGHTS else WHOLE
-        return all(trial.elements is not None and trial.elements <= room for y in node.outputs for trial in self.of(y))
+    def _fits(self, node: ir.Node, xs: Sequence[Array | None], room: int) -> bool:
+        """Whether the outputs of a node of those inputs are small enough to be computed."""
+        given = [
+            None if v is None or x is None else Trial(self.of(v)[0].dtype, x.shape, x if x.size <= SMALL else None)
+            for v, x in zip(node.inputs, xs, strict=True)
+        ]
+        try:
+            sizes = [y.elements for y in self._outputs(canonical(node), given)]
+        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+            return False
+        # The reference implementations of some operators are slow. What tells no size is no larger than its input.
+        most = room if node.op_type in COMPUTED | WEIGHTS else min(room, WHOLE)
+        return all(size <= most if size is not None else node.op_type not in COMPUTED for size in sizes)
 
     def infer(self, node: ir.Node) -> None:
         """Type the outputs of a node. Raises `InferenceError` or `SchemaError` where ONNX does."""

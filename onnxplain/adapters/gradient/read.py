@@ -227,20 +227,20 @@ def refuse_wrong_tensor(tensor: onnx.TensorProto, name: str) -> None:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return  # see `refuse_missing`
     if tensor.HasField("raw_data"):
-        held, wanted = len(tensor.raw_data), (math.ceil(elements * dtype.bitsize / 8),)
+        held, wanted = len(tensor.raw_data), {math.ceil(elements * dtype.itemsize)}
     elif dtype == ir.DataType.STRING:
-        held, wanted = len(tensor.string_data), (elements,)
+        held, wanted = len(tensor.string_data), {elements}
     else:
         fields = (tensor.float_data, tensor.double_data, tensor.int32_data, tensor.int64_data, tensor.uint64_data)
-        held, wanted = sum(map(len, fields)), (elements,)
+        held, wanted = sum(map(len, fields)), {elements}
         if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
-            wanted = (2 * elements,)
-        elif dtype.bitsize < 8:  # several of them in a number, or not
-            wanted = (elements, math.ceil(elements * dtype.bitsize / 8))
+            wanted = {2 * elements}
+        elif dtype.itemsize < 1:  # several of them in a number, or not
+            wanted = {elements, math.ceil(elements * dtype.itemsize)}
     if held not in wanted:
         unit = "bytes" if tensor.HasField("raw_data") else "numbers"
         raise InvalidModel(
-            f"{what} of shape {shown(dims)} has {held:,} {unit} of data, and should have {wanted[0]:,}; "
+            f"{what} of shape {shown(dims)} has {held:,} {unit} of data, and should have {max(wanted):,}; "
             "next: export it again"
         )
 
