@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
+import onnx
 
-from onnxplain.adapters.gradient import sweep  # noqa: F401  (fills the registry)
-from onnxplain.adapters.gradient.registry import ALLOWED, DEFAULT, NO_GRADIENT
+from onnxplain.adapters.gradient import ml
+from onnxplain.adapters.gradient.body import has_body
+from onnxplain.adapters.gradient.registry import ALLOWED, DEFAULT, EXPANSIONS, NO_GRADIENT, REFUSED, refusal
 from onnxplain.cli.main import COMMANDS, cli
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -23,22 +26,87 @@ def pages() -> dict[Path, str]:
 
 def operators() -> str:
     """The page about operators."""
-    zero = [f"| `{name}` | {why} |" for name, why in sorted(NO_GRADIENT.items())]
     sections = [
         HEAD.format("Operators"),
-        "`onnxplain inspect` tells which operators of a model lack a gradient rule.",
+        "What becomes of each operator that lies between image and logits. `onnxplain inspect` tells what the gradient "
+        "of a model does not pass. What to do then: [unsupported operators](../how-to/unsupported-operators.md).",
         "## With a gradient rule",
-        ", ".join(f"`{name}`" for name in sorted(DEFAULT)),
-        "Operators without a rule are refused if they lie between image and logits, and so are cases that a rule does "
-        "not cover, such as training mode. How to add one: [add a rule](../how-to/add-a-rule.md).",
+        "A rule is a formula. Cases that it does not cover, such as training mode, are refused with the reason.",
+        table(("", "operators"), by_module()),
+        "## Through formulas of ours",
+        "These are long to differentiate, and short to compute again with operators that have rules. The gradient goes "
+        "back through that; the operator stays in the graph ([why](../decisions/0013-operators-without-a-rule.md)).",
+        listed(EXPANSIONS),
+        "## Through ONNX's own definition",
+        f"ONNX {onnx.__version__} defines these by a function, which takes the place of our formulas.",
+        listed(defined_by_functions()),
+        f"A function that holds a branch or a loop is refused: {listed(LOOPS)}.",
+        "## Written out beforehand",
+        "These are replaced, in the classifier's own half too, for not every runtime has them.",
+        table(("operator", "what takes its place"), [*CONTROL_FLOW, *rewritten()]),
+        "Functions of the model itself are inlined. `Upsample` and `Scatter` of old opsets become `Resize` and "
+        "`ScatterElements` when the model is raised to opset 18.",
         "## That end a way",
         "Their output does not change with their input, or only in jumps, so the gradient through them is zero.",
-        "\n".join(["| operator | why |", "|---|---|", *zero]),
+        table(("operators", "why"), grouped(NO_GRADIENT)),
+        "## Refused",
+        "An operator that is in no section of this page is refused as well, as one without a rule.",
+        table(("operators", "why", "what to do instead"), refused()),
         "## That rules emit",
-        "Gradients are made of these, and of no others.",
-        ", ".join(f"`{name}`" for name in sorted(ALLOWED)),
+        "Gradients are made of these, and of what is in a function of ONNX that is differentiated.",
+        listed(ALLOWED),
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+LOOPS = ("AffineGrid", "LinearAttention", "Range")  # ONNX's functions that hold a branch or a loop
+CONTROL_FLOW = (
+    ("`If`", "the branch that it takes, if that is the same for every input"),
+    ("`Scan`, `Loop`", "its turns, if their number is the same for every input"),
+    ("`ai.onnx.ml.ZipMap`", "the tensor of scores that it makes dictionaries of"),
+)
+
+
+def by_module() -> list[tuple[str, ...]]:
+    """The operators with rules, file by file, and what these are about by their own first sentences."""
+    files: dict[str, list[str]] = {}
+    for name, entry in DEFAULT.items():
+        files.setdefault(entry.rule.__module__, []).append(name)
+    return [(re.split("[.:]", sys.modules[name].__doc__ or "")[0], listed(files[name])) for name in sorted(files)]
+
+
+def defined_by_functions() -> list[str]:
+    """What is left to its function body: operators with a float input and neither a rule nor formulas of ours."""
+    schemas = {s.name: s for s in onnx.defs.get_all_schemas() if s.domain == "" and has_body(s.name, s.since_version)}
+    floats = {name for name, schema in schemas.items() if any("tensor(float)" in x.types for x in schema.inputs)}
+    return sorted(floats.difference(DEFAULT, EXPANSIONS, REFUSED, NO_GRADIENT, LOOPS))
+
+
+def rewritten() -> list[tuple[str, ...]]:
+    """The operators of ai.onnx.ml, with the formulas that replace them."""
+    formulas = {name: (rewriting.__doc__ or "").split("\n")[0].rstrip(".") for name, rewriting in ml.REWRITINGS.items()}
+    return [(f"`{ml.DOMAIN}.{name}`", formula) for name, formula in sorted(formulas.items())]
+
+
+def refused() -> list[tuple[str, ...]]:
+    """What is refused on principle: operators, why, what to do instead."""
+    rows = [(names, *why.split("; next: ")) for names, why in grouped(REFUSED)]
+    others, *instead = refusal("com.microsoft.AnyOther").split("; next: ")
+    return [*rows, ("any other of `com.microsoft`", others, *instead)]
+
+
+def grouped(reasons: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Operators with the same reason in one row."""
+    return sorted((listed(name for name in reasons if reasons[name] == why), why) for why in set(reasons.values()))
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def command_line() -> str:

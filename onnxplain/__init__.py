@@ -6,10 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxplain.adapters.export import write_gradient_model
     from onnxplain.adapters.gradient.classifier import gradient_model
     from onnxplain.adapters.gradient.differentiate import Coverage, coverage, differentiate
     from onnxplain.adapters.gradient.rules.quantize import STRAIGHT_THROUGH
-    from onnxplain.adapters.onnx_file import inspect, verify, write_gradient_model
+    from onnxplain.adapters.inspection import inspect
+    from onnxplain.adapters.verify import verify
     from onnxplain.engine import methods, metrics
     from onnxplain.engine.explanation import Explanation
     from onnxplain.explainer import Explainer, open
@@ -42,11 +44,11 @@ _HOMES = {
     "differentiate": "onnxplain.adapters.gradient.differentiate",
     "gradient_model": "onnxplain.adapters.gradient.classifier",
     "explain_photos": "onnxplain.files",
-    "inspect": "onnxplain.adapters.onnx_file",
+    "inspect": "onnxplain.adapters.inspection",
     "open": "onnxplain.explainer",
     "score_heatmaps": "onnxplain.files",
-    "verify": "onnxplain.adapters.onnx_file",
-    "write_gradient_model": "onnxplain.adapters.onnx_file",
+    "verify": "onnxplain.adapters.verify",
+    "write_gradient_model": "onnxplain.adapters.export",
 }
 
 

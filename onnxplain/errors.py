@@ -68,7 +68,8 @@ class NotDifferentiable(ModelError):
         super().__init__(
             f"cannot differentiate {model}: {count} operator{'s' * (count != 1)} without a usable gradient rule\n"
             + "\n".join(f"  {line}" for line in by_operator(gaps))
-            + "\nnext: explain an output before these nodes, or add a rule (docs/how-to/add-a-rule.md)"
+            + "\nnext: export it differently, explain an output before these nodes, or add a rule "
+            "(docs/how-to/unsupported-operators.md)"
         )
 
 

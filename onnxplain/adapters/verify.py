@@ -5,30 +5,41 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY
-from onnxplain.adapters.gradient.differentiate import stopped_at
+from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
+from onnxplain.adapters.gradient.head import ACTIVATIONS, find_logits
+from onnxplain.adapters.gradient.prepare import prepare
+from onnxplain.adapters.gradient.read import read
+from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, properties
+from onnxplain.engine import verify as engine
 from onnxplain.engine.drive import Model
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.requests import Head
 from onnxplain.engine.space import Space
-from onnxplain.engine.verify import Verification, random_images, verify
-from onnxplain.errors import UsageError
-from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, load_image, to_input
+from onnxplain.engine.verify import Verification
+from onnxplain.errors import ExecutionError, UsageError
+from onnxplain.models.preprocess import (
+    GRADIENT_MODEL_KEY,
+    PREPROCESS_KEY,
+    PreprocessSpec,
+    load_image,
+    normalise,
+    to_input,
+)
 
 UNKNOWN = (-2.0, 2.0)  # the range of an input without preprocessing, unless it is given: that of normalised pixels
 
 
 def verify_gradient(
-    gradient: onnx.ModelProto,
-    forward: onnx.ModelProto,
+    made: Halves,
     *,
-    folder: Path | None = None,
     images: Sequence[str | os.PathLike[str]] = (),
     range: tuple[float, float] | None = None,
     seed: int = 0,
@@ -37,24 +48,23 @@ def verify_gradient(
 ) -> Verification:
     """The verification of a gradient model against its forward half, at photos or else at random images.
 
-    `folder` is where weights lie that are not in the graphs themselves.
-
     Raises:
         UsageError: photos for a model without preprocessing.
         InputError: a photo cannot be read.
         BackendMissing, BackendFailed: the runtime is not installed, or failed.
         NonFinite: NaN or Inf came out of the model.
     """
-    meta = {entry.key: entry.value for entry in gradient.metadata_props}
+    assert made.gradient is not None
+    meta = properties(made.gradient)
     with (
-        OnnxRuntimeExecutor(forward, threads=threads, folder=folder) as logits,
-        OnnxRuntimeExecutor(gradient, threads=threads, folder=folder) as both,
+        OnnxRuntimeExecutor(made.logits, threads=threads, folder=made.folder) as logits,
+        OnnxRuntimeExecutor(made.gradient, threads=threads, folder=made.folder) as both,
     ):
         model = Model(logits, both, batch_size=batch_size, head=Head(meta[HEAD_KEY]))
         low, high = (0.0, 1.0) if PREPROCESS_KEY in meta else range or UNKNOWN
         Space.model((low, high))  # which complains if they are in the wrong order
-        points = photos(meta, model, images) if images else random_images(model.image_shape, low, high, seed)
-        return verify(model, points, span=high - low, seed=seed, stopped=stopped_at(meta))
+        points = photos(meta, model, images) if images else engine.random_images(model.image_shape, low, high, seed)
+        return engine.verify(model, points, span=high - low, seed=seed, stopped=stopped_at(meta))
 
 
 def photos(
@@ -68,3 +78,115 @@ def photos(
     channels = model.image_shape[axis]
     loaded = {os.fspath(path): load_image(Path(path), spec) for path in paths}
     return {name: to_input(image, channels=channels, channel_axis=axis) for name, image in loaded.items()}
+
+
+TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}  # times the largest logit, or 1
+
+
+def verified(source: str | os.PathLike[str], made: Halves, output: str | None) -> float:
+    """The largest difference of the logits from the source's over four random images.
+
+    Everything runs without the optimiser, so that the two graphs are compared and not what is made of them.
+    """
+    meta = properties(made.logits)
+    spec = PreprocessSpec.from_dict(json.loads(meta[PREPROCESS_KEY])) if PREPROCESS_KEY in meta else None
+    axis = -1 if meta.get(LAYOUT_KEY) == "NHWC" else 0
+    prepared = prepare(source).graph
+    tail = find_logits(prepared, prepared.inputs[0], output).tail
+    head = ACTIVATIONS.get(tail.activation or "")
+    with (
+        OnnxRuntimeExecutor(Path(source).read_bytes(), optimise=False, folder=Path(source).parent) as theirs,
+        OnnxRuntimeExecutor(made.logits, optimise=False, folder=made.folder) as ours,
+    ):
+        ((name, input),) = ours.inputs.items()
+        ((given, wanted),) = theirs.inputs.items()
+        draw = np.random.default_rng(0)
+        worst, largest = 0.0, 1.0
+        count = wanted.shape[0] if isinstance(wanted.shape[0], int) else 1
+        whole = wanted.dtype.kind in "iu"
+        for _ in range(4):
+            x = draw.random((count, *input.shape[1:]))  # type: ignore[arg-type]
+            if whole:
+                x = np.rint(255 * x) / (255 if spec is not None else 1)
+            x = x.astype(input.dtype)
+            model_space = x if spec is None else normalise(x, spec, channel_axis=axis)
+            model_space = np.rint(model_space) if whole else model_space
+            (mine,) = ours({name: x}).values()
+            if head is not None:
+                mine = head.log_probability(mine) if tail.logarithm else head.probability(mine)
+            answer = theirs({given: np.ascontiguousarray(model_space, wanted.dtype)})[str(tail.output.name)]
+            if isinstance(answer, list):  # of a ZipMap: a dictionary for each image
+                answer = np.asarray([list(row.values()) for row in answer])
+            answer = answer.reshape(mine.shape).astype(np.float64)
+            worst = max(worst, float(np.abs(mine - answer).max()))
+            largest = max(largest, float(np.abs(answer).max()))
+    precision = wanted.dtype if wanted.dtype == np.float16 else input.dtype
+    if not worst <= TOLERANCE[precision.name] * largest:  # NaN is a failure too
+        raise ExecutionError(
+            f"{source}: the logits of the gradient model differ from its own by up to {worst:.3g}, which is more than "
+            "float noise; next: if the gradient model was made of this file by this version, report it, it is a bug"
+        )
+    return worst
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What `verify` found.
+
+    `difference` is by how much the logits differ from the classifier's, with the runtime's optimiser off, over four
+    random images; None where there was no classifier to compare with.
+    """
+
+    model: str
+    on: str
+    difference: float | None
+    gradient: Verification
+
+    @property
+    def passed(self) -> bool:
+        return self.gradient.passed
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    on: str = "cpu",
+    preprocess: Preprocess = AUTO,
+    output: str | None = None,
+    head: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    classifier: str | os.PathLike[str] | None = None,
+    images: Sequence[str | os.PathLike[str]] = (),
+    range: tuple[float, float] | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    threads: int = 0,
+    on_unsupported: OnUnsupported = "error",
+) -> Verified:
+    """Prove a gradient model on this machine, without any framework: that its gradient is the derivative of its logits.
+
+    `path` is a gradient model, or a classifier, whose gradient model is made and compared with it. `classifier` is the
+    file that a gradient model is to be compared with; `output` names its logits. The test is done at `images`, photos,
+    or at random ones, drawn from `range` where the input is not pixels. See `engine.verify` for what it proves.
+
+    Raises:
+        ModelError: the model cannot be read, or not be differentiated.
+        UsageError: no preprocessing was found, or the arguments contradict the model.
+        InputError: a photo cannot be read.
+        BackendMissing, BackendFailed: the runtime is not installed, or failed.
+        ExecutionError: the logits differ from the classifier's by more than float noise, or NaN or Inf came out.
+    """
+    if on != "cpu":
+        raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
+    ready = GRADIENT_MODEL_KEY in read(path).metadata_props
+    if not ready and classifier is not None:
+        raise UsageError(f"{path} is a classifier itself, and compared with; next: leave the other classifier out")
+    how: dict[str, Any] = {"head": head, "input_shape": input_shape, "on_unsupported": on_unsupported}
+    made = halves(path, preprocess, None if ready else output, **how)
+    source = classifier if ready else path
+    return Verified(
+        model=str(path),
+        on=on,
+        difference=None if source is None else verified(source, made, output),
+        gradient=verify_gradient(made, images=images, range=range, seed=seed, batch_size=batch_size, threads=threads),
+    )

@@ -58,7 +58,7 @@ def command(
       onnxplain export model.onnx -o model.grad.onnx
       onnxplain export model.onnx -o model.grad.onnx --preprocess preprocessor_config.json --classifier plain.onnx
     """
-    from onnxplain.adapters.onnx_file import write_gradient_model
+    from onnxplain.adapters.export import write_gradient_model
 
     with options.warnings_said():
         done = write_gradient_model(

@@ -13,7 +13,7 @@ from onnxplain.cli.terminal import result
 
 if TYPE_CHECKING:
     from onnxplain.adapters.gradient.portability import Note
-    from onnxplain.adapters.onnx_file import Inspection, Tensor
+    from onnxplain.adapters.inspection import Inspection, Tensor
 
 
 @options.command("inspect")
@@ -37,7 +37,7 @@ def command(
       onnxplain inspect model.onnx
       onnxplain inspect model.onnx --format json
     """
-    from onnxplain.adapters.onnx_file import inspect
+    from onnxplain.adapters.inspection import inspect
 
     found = inspect(
         model, preprocess=options.preprocess_of(preprocess), output=output_name, head=head, input_shape=input_shape

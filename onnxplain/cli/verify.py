@@ -15,7 +15,7 @@ from onnxplain.cli.terminal import result
 
 if TYPE_CHECKING:
     from onnxplain.adapters.gradient.differentiate import OnUnsupported
-    from onnxplain.adapters.onnx_file import Verified
+    from onnxplain.adapters.verify import Verified
     from onnxplain.engine.verify import Finding, Look, Verification
 
 COLUMNS = {
@@ -55,7 +55,7 @@ def command(
       onnxplain verify model.onnx
       onnxplain verify model.grad.onnx --classifier model.onnx --image photo.jpg
     """
-    from onnxplain.adapters.onnx_file import verify
+    from onnxplain.adapters.verify import verify
 
     with options.warnings_said():
         found = verify(

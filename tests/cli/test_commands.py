@@ -225,9 +225,9 @@ def test_export_with_an_output_name_and_without_preprocessing(place):
 
 
 def test_export_fails_and_writes_nothing_where_logits_differ(place, monkeypatch):
-    from onnxplain.adapters import onnx_file
+    from onnxplain.adapters import export
 
-    right = onnx_file.gradient_graph
+    right = export.gradient_graph
 
     def wrong(*args, **options):
         model = right(*args, **options)
@@ -235,7 +235,7 @@ def test_export_fails_and_writes_nothing_where_logits_differ(place, monkeypatch)
         weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.1), name="f")
         return model
 
-    monkeypatch.setattr(onnx_file, "gradient_graph", wrong)
+    monkeypatch.setattr(export, "gradient_graph", wrong)
     before = place.files()
     result = run("export", place.model, "-o", place.root / "g.onnx")
     assert result.exit_code == 1

@@ -11,18 +11,22 @@ from functools import cache
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from conformance.samples import SAMPLES
 from conformance.samples.pool import TIED, tie_gap
 from conformance.samples.sample import Const, Sample, adjoint_gap
 
+from onnxplain.adapters.gradient.body import has_body
 from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.adapters.gradient.differentiate import differentiate
-from onnxplain.adapters.gradient.registry import ALLOWED, DEFAULT, EXPANSIONS
+from onnxplain.adapters.gradient.registry import ALLOWED, DEFAULT, EXPANSIONS, REFUSED
+from onnxplain.adapters.gradient.sweep import active_values, gaps
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.reference import ReferenceExecutor
 
 STRAIGHT = {"QuantizeLinear", "DequantizeLinear"}
+NEWEST = onnx.defs.onnx_opset_version()
 EPS32 = float(np.finfo(np.float32).eps)
 
 SAMPLES_CLASSIFIER = onnx.parser.parse_model(
@@ -42,8 +46,24 @@ def symbolic_gradient(sample: Sample) -> onnx.ModelProto:
 
 def test_every_rule_has_a_sample_and_every_sample_its_own_name() -> None:
     """No sample, no rule. (A derivative that goes straight through is none: see `test_quantize.py` for those.)"""
-    assert {sample.op for sample in SAMPLES} == (set(DEFAULT) | set(EXPANSIONS)) - STRAIGHT
+    sampled = {sample.op for sample in SAMPLES}
+    ours = set(DEFAULT) | set(EXPANSIONS)
+    assert ours - STRAIGHT <= sampled
+    assert all(has_body("", name, NEWEST) for name in sampled - ours)
     assert max(Counter(sample.id for sample in SAMPLES).values()) == 1
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_every_operator_that_is_refused_is_one_of_onnx_and_a_gap_for_its_own_reason(kind: str) -> None:
+    """On a way from the input to the output, whatever types and attributes it has there."""
+    domain, _, op_type = kind.rpartition(".")
+    assert onnx.defs.has(op_type, domain) or domain == "com.microsoft"
+    x = ir.val("x", ir.DataType.FLOAT, ["N", 3])
+    node = ir.node(op_type, [x], domain=domain)
+    active = active_values([node], [x], node.outputs)
+    assert active == {x, *node.outputs}
+    (found,) = gaps([node], active)
+    assert (found.op, found.why) == (kind, REFUSED[kind])
 
 
 @every_sample

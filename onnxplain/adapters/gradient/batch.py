@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxplain.adapters.gradient.control import subgraphs
 from onnxplain.adapters.gradient.expr import Emit
 from onnxplain.adapters.gradient.facts import Array
 from onnxplain.adapters.gradient.prepare import infer_shapes
-from onnxplain.adapters.gradient.sweep import kind, label, reads, subgraphs
+from onnxplain.adapters.gradient.sweep import kind, label, reads
 
 BATCH = "N"
 

@@ -59,7 +59,7 @@ class Names:
         self.written = 0  # nodes, by all loops
         for node in graph.all_nodes():
             self.taken |= {node.name, *(y.name for y in node.outputs)}
-            for inner in inner_graphs(node):
+            for inner in subgraphs(node):
                 self.taken |= {*inner.initializers, *(v.name for v in inner.inputs)}
 
     def fresh(self, stem: str | None) -> str:
@@ -98,7 +98,7 @@ class Place:
                 copy = ir.node("Identity", [y], outputs=[ir.Value(name=self.names.fresh(y.name))])
                 body.append(copy)
                 body.outputs[i] = copy.outputs[0]
-        for inner in (body, *(g for node in body.all_nodes() for g in inner_graphs(node))):
+        for inner in (body, *(g for node in body.all_nodes() for g in subgraphs(node))):
             for value in [w for w in inner.initializers.values() if not w.is_graph_input()]:
                 if not value.is_graph_output():
                     inner.initializers.pop(str(value.name))
@@ -174,7 +174,7 @@ class Place:
 
     def remove(self, nodes: Sequence[ir.Node]) -> None:
         """Take nodes out, so that nothing inside them counts as a reader of what stays."""
-        for inner in [inner for node in nodes for body in inner_graphs(node) for inner in body.all_nodes()]:
+        for inner in [inner for node in nodes for body in subgraphs(node) for inner in body.all_nodes()]:
             for i in range(len(inner.inputs)):
                 inner.replace_input_with(i, None)
         self.graph.remove(nodes, safe=True)
@@ -182,7 +182,7 @@ class Place:
     def learn(self, nodes: Iterable[ir.Node]) -> None:
         """Find out what new nodes compute, as far as that is known now."""
         for node in nodes:
-            if not node.domain and not inner_graphs(node):
+            if not node.domain and not subgraphs(node):
                 with suppress(onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
                     self.facts.infer(node)
 
@@ -295,7 +295,8 @@ def rank(x: ir.Value) -> int:
     return len(x.shape)
 
 
-def inner_graphs(node: ir.Node) -> list[ir.Graph]:
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs in a node's attributes: branches and bodies."""
     found: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:

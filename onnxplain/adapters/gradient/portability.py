@@ -25,7 +25,8 @@ from typing import Any, Literal, TypeAlias
 import onnx
 import onnx_ir as ir
 
-from onnxplain.adapters.gradient.sweep import kind, label, reads, subgraphs
+from onnxplain.adapters.gradient.control import subgraphs
+from onnxplain.adapters.gradient.sweep import kind, label, reads
 
 Runtime: TypeAlias = Literal["cuda", "tensorrt"]
 Half: TypeAlias = Literal["forward", "backward"]

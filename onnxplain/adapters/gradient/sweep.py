@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient import rules as _rules  # noqa: F401  (fills the registry)
 from onnxplain.adapters.gradient.body import emit_body, has_body
-from onnxplain.adapters.gradient.control import why_left
+from onnxplain.adapters.gradient.control import subgraphs, why_left
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
 from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIENT, REFUSED, Entry, Rules, refusal
 from onnxplain.errors import Gap
@@ -78,17 +78,6 @@ def reads(node: ir.Node) -> list[ir.Value]:
     return values
 
 
-def subgraphs(node: ir.Node) -> list[ir.Graph]:
-    """The graphs in a node's attributes: branches and bodies."""
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.value)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found.extend(attribute.value)
-    return found
-
-
 def gaps(nodes: Iterable[ir.Node], active: set[ir.Value], rules: Rules = DEFAULT) -> list[Gap]:
     """The nodes on the way that have no rule, or whose type no rule can work in."""
     return [found for node in nodes if (found := gap(node, active, rules)) is not None]
@@ -133,15 +122,15 @@ class Expansion:
 
 def find(node: ir.Node, rules: Rules) -> Entry | Expansion | None:
     """How a node is differentiated: by a rule, or by its expansion."""
-    if node.domain or node.op_type in rules:
-        return None if node.domain else rules[node.op_type]
-    if node.op_type in REFUSED:
+    if not node.domain and node.op_type in rules:
+        return rules[node.op_type]
+    if kind(node) in REFUSED:
         return None
-    if node.op_type in EXPANSIONS:
+    if not node.domain and node.op_type in EXPANSIONS:
         formulas = EXPANSIONS[node.op_type]
         return Expansion(lambda node, xs, _: as_tuple(formulas(*xs, **attribute_values(node)))[: len(node.outputs)])
-    version = node.version or (node.graph.opset_imports.get("", 1) if isinstance(node.graph, ir.Graph) else 1)
-    return Expansion(emit_body) if has_body(node.op_type, version) else None
+    version = node.version or (node.graph.opset_imports.get(node.domain, 1) if isinstance(node.graph, ir.Graph) else 1)
+    return Expansion(emit_body) if has_body(node.domain, node.op_type, version) else None
 
 
 def pull_back(
@@ -230,11 +219,15 @@ def through(
     rules: Rules,
 ) -> list[tuple[ir.Value, Expr]]:
     """The same for an operator that is differentiated through its expansion, which is emitted for that."""
+    if any(x in active for x in reads(node) if x not in node.inputs):
+        raise UnsupportedCase("a graph inside it reads a value from outside that has a gradient")
     with emit.recording() as inner:
         outputs = expansion.outputs(node, xs, emit)
     cotangents: dict[ir.Value, Expr] = {}
     for y, g in zip(outputs, gs, strict=True):
-        if y is not None and g is not None:
+        if g is not None:
+            if y is None:
+                raise UnsupportedCase("an output that its expansion leaves out")
             g = g.expand(y)
             cotangents[y.value] = cotangents[y.value] + g if y.value in cotangents else g
     wanted = {x.value: given for given, x in zip(node.inputs, xs, strict=True) if x and given in active}

@@ -39,6 +39,12 @@ SAMPLES = [
     node("ScatterND", normal(4, 3, 2), np.asarray([[1], [3]]), other(2, 3, 2), free=()),
     node("ScatterND", normal(4, 3, 2), np.asarray([[[1, 2], [-4, 0]]]), other(1, 2, 2), free=()),
     node("ScatterND", normal(4, 3), np.asarray([[1], [3], [1]]), other(3, 3), reduction="add", free=()),
+    node("ScatterElements", normal(3, 4), np.asarray([[0, -1], [0, 1]]), other(2, 2), axis=1, reduction="max", free=()),
+    node("ScatterElements", normal(3, 4), np.asarray([[0, 2], [0, 1]]), other(2, 2), reduction="min", free=()),
+    *(
+        node("ScatterND", normal(4, 3), np.asarray([[1], [3], [1]]), other(3, 3), reduction=reduction, free=())
+        for reduction in ("max", "min")
+    ),
     node("Compress", normal(2, 5, 3), NONE, axis=1),
     node("Compress", normal(2, 5, 3), NONE[:3], axis=-2, label="short"),
     node("Compress", normal(2, 4), SOME, free=(), label="flat"),

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
-from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, concat, op
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, concat, op, where
 from onnxplain.adapters.gradient.registry import Rule, no_gradient, vjp
 from onnxplain.adapters.gradient.rules.mask import above, below, reaches
 
@@ -169,7 +170,19 @@ def global_average_pool(g: Expr, y: Expr, x: Expr) -> Expr:
 @vjp("Softmax")
 def softmax(g: Expr, y: Expr, x: Expr, *, axis: int = -1) -> Expr:
     """yᵢ = eˣⁱ / Σⱼ eˣʲ;  x̄ = y ⊙ (ȳ - ⟨ȳ, y⟩)."""
+    if chosen_from(y.value):
+        y = where(y > 0.0, y, 0.0)
     return y * (g - (g * y).sum([axis % x.rank], keepdims=True))
+
+
+def chosen_from(value: ir.Value) -> bool:
+    """Whether a Where takes some of the elements only: of an attention's weights, to leave out what is NaN.
+
+    That is what a softmax makes of a row that is masked all over. Its cotangent is 0 then, and so must x̄ be.
+    """
+    readers = [node for node, _ in value.uses()]
+    copies = [node for node in readers if node.op_type in ("Cast", "CastLike", "Identity")]
+    return any(node.op_type == "Where" for node in readers) or any(chosen_from(node.outputs[0]) for node in copies)
 
 
 @vjp("LogSoftmax")

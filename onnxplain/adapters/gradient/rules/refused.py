@@ -19,6 +19,10 @@ refuse(
     *("Bernoulli", "Multinomial"),
 )
 refuse(
+    "it trains a model; next: export the model that was trained, without the step that trains it",
+    *(f"ai.onnx.preview.training.{op_type}" for op_type in ("Adagrad", "Adam", "Gradient", "Momentum")),
+)
+refuse(
     "it works on sequences, optional values or text, and only tensors have gradients; next: export the part of the "
     "model that works on tensors",
     *("ConcatFromSequence", "Optional", "OptionalGetElement", "SequenceAt", "SequenceConstruct", "SequenceErase"),

@@ -10,7 +10,7 @@ import numpy as np
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
 from onnxplain.adapters.gradient.facts import Array
 from onnxplain.adapters.gradient.registry import vjp
-from onnxplain.adapters.gradient.rules.mask import keep
+from onnxplain.adapters.gradient.rules.mask import keep, reaches
 from onnxplain.adapters.gradient.rules.places import constant, fixed, put_back, resized
 
 
@@ -96,37 +96,43 @@ def gather_nd(g: Expr, y: Expr, x: Expr, indices: Expr, *, batch_dims: int = 0) 
 def scatter_elements(
     g: Expr, y: Expr, x: Expr, indices: Expr, updates: Expr, *, axis: int = 0, reduction: str = "none"
 ) -> tuple[Any, ...]:
-    """y_i(j) = u_j, or x_i(j) + Σ u_j;  x̄ = ȳ (0 where it was replaced), ū_j = ȳ_i(j)."""
-    return scattered(g, x, updates, single_elements(x, indices, axis % x.rank), reduction)
+    """y_i(j) = u_j, or x_i(j) + Σ u_j;  x̄ = ȳ (0 where it was replaced), ū_j = ȳ_i(j). Maxima: see `extreme`."""
+    return scattered(g, y, x, updates, single_elements(x, indices, axis % x.rank), reduction)
 
 
 @vjp("ScatterND")
 def scatter_nd(g: Expr, y: Expr, x: Expr, indices: Expr, updates: Expr, *, reduction: str = "none") -> tuple[Any, ...]:
     """y_i(j) = u_j, or x_i(j) + Σ u_j, an index of several axes at once;  x̄ and ū as for single elements."""
-    return scattered(g, x, updates, several_axes(x, indices, 0), reduction)
+    return scattered(g, y, x, updates, several_axes(x, indices, 0), reduction)
 
 
-def scattered(g: Expr, x: Expr, updates: Expr, taken: Taken, reduction: str) -> tuple[Any, ...]:
+def scattered(g: Expr, y: Expr, x: Expr, updates: Expr, taken: Taken, reduction: str) -> tuple[Any, ...]:
     """The cotangents of x and of its updates."""
     places = taken.places.ravel()
-    if reduction not in ("none", "add"):
-        raise UnsupportedCase(f"reduction {reduction}")
+    if reduction == "mul":
+        raise UnsupportedCase("reduction mul")
     if reduction == "none" and len(np.unique(places)) < len(places):
         raise UnsupportedCase("indices that repeat, of which runtimes take any; next: use reduction add")
 
-    def data() -> Expr:
-        if reduction == "add":
-            return g
-        kept = np.ones(taken.rows(x), g.dtype)
-        kept[places] = 0
-        axes = range(taken.first, taken.first + taken.axes)
-        return g * g.emit.constant(kept.reshape([x.size(a) if a in axes else 1 for a in range(x.rank)]))
-
-    def update() -> Expr:
-        rows = resized(g, taken.first, taken.rows(x), over=taken.axes)
+    def at_places(value: Expr) -> Expr:
+        rows = resized(value, taken.first, taken.rows(x), over=taken.axes)
         return op("Gather", rows, places, axis=taken.first).like(updates)
 
-    return data, None, update
+    def kept() -> Expr:
+        mask = np.ones(taken.rows(x), g.dtype)
+        mask[places] = 0
+        axes = range(taken.first, taken.first + taken.axes)
+        return g * g.emit.constant(mask.reshape([x.size(a) if a in axes else 1 for a in range(x.rank)]))
+
+    def extreme(sign: float) -> tuple[Any, ...]:
+        """y_i = the largest or smallest of x_i and all its u_j;  ȳ_i is shared out evenly among those equal to y_i."""
+        own, theirs = reaches(x, y, sign), reaches(updates, at_places(y), sign)
+        share = g / (own + taken.back(theirs, x))
+        return lambda: share * own, None, lambda: at_places(share) * theirs
+
+    if reduction in ("max", "min"):
+        return extreme(1.0 if reduction == "max" else -1.0)
+    return kept if reduction == "none" else g, None, lambda: at_places(g)
 
 
 def counted(indices: Array, size: int) -> Array:
