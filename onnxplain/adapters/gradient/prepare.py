@@ -83,7 +83,9 @@ def prepare(model: ModelLike) -> ir.Model:
     """Read a model and normalise it: see the module's first line. Raises `InvalidModel`."""
     ours = read(model)
     with refusing("the model"):
-        return normalise(ours)
+        ours = normalise(ours)
+        with without_weights(ours):  # it can be written: its texts are texts
+            return ours
 
 
 def normalise(model: ir.Model) -> ir.Model:

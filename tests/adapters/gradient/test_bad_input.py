@@ -422,8 +422,37 @@ def mixed() -> onnx.ModelProto:
         <domain: "own", opset_import: ["" : 18]> twice (p) => (q) { q = Add(p, p) }""")
 
 
-SEEDS = {"plain": classifier(), "mixed": mixed()}
+def vision() -> onnx.ModelProto:
+    """A classifier of operators whose attributes and operands say how large things get."""
+    return parse(
+        """vision (float[N, 3, 8, 8] x) => (float[N, 5] z)
+        <int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}, float[4] s = {1.0, 1.0, 2.0, 2.0}, int64[1] k = {3}, int64 d = {5},
+         float[2] v = {0.0, 1.0}, int64[2] i = {0, 2}, int64[4] r = {1, 2, 1, 1}, int64[2] e = {1, 1}> {
+            a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [1, 1], dilations = [1, 1], group = 1>(x, w)
+            b = MaxPool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], ceil_mode = 0>(a)
+            c = Pad(b, p)
+            t = Resize<mode = "linear">(c, , s)
+            f = AveragePool<kernel_shape = [2, 2], strides = [2, 2], count_include_pad = 1>(t)
+            g = Gather<axis = 1>(f, i)
+            h = Tile(g, r)
+            j = ReduceMean<keepdims = 0>(h, q)
+            l, m = TopK<axis = 1>(j, k)
+            n = OneHot<axis = -1>(m, d, v)
+            o = ReduceSum<keepdims = 0>(n, u)
+            y = Gemm<transB = 1>(l, c5)
+            ee = Expand(o, e)
+            z = Add(y, ee)
+        }""",
+        w=np.ones((4, 3, 3, 3), np.float32),
+        c5=np.ones((5, 3), np.float32),
+        q=np.asarray([2, 3]),
+        u=np.asarray([1]),
+    )
+
+
+SEEDS = {"plain": classifier(), "mixed": mixed(), "vision": vision()}
 SEEDS["mixed"].graph.initializer[0].raw_data = np.ones((48, 5), np.float32).tobytes()
+NUMBERS = [-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 5, 1000, 2**16, 2**31, 2**40, 2**63 - 1]
 
 
 @settings(max_examples=100)
@@ -452,6 +481,7 @@ WORDS = ["", "x", "z", "logits", "w", "a", "b", "c", "t", "nobody", "\n", "own",
 EDITS = (
     "dims of a weight", "type of a weight", "no data", "input of a node", "output of a node", "no node", "two nodes",
     "operator", "domain", "attribute", "shape of an input", "name of an input", "name of an output", "opset",
+    "number in an attribute", "number in a weight", "declared shape", "input twice", "inputs in another order",
 )  # fmt: skip
 
 
@@ -491,6 +521,24 @@ def edit(model: onnx.ModelProto, what: str, pick: Callable[..., object]) -> None
             end.name = pick(WORDS)
         case "name of an output" if graph.output:
             graph.output[0].name = pick(WORDS)
+        case "number in an attribute" if numbers := [
+            a for a in node.attribute if a.ints or a.type == AttributeProto.INT
+        ]:
+            attribute = pick(numbers)
+            if attribute.ints:
+                attribute.ints[pick(range(len(attribute.ints)))] = pick(NUMBERS)
+            else:
+                attribute.i = pick(NUMBERS)
+        case "number in a weight" if whole := [w for w in graph.initializer if w.int64_data]:
+            weight = pick(whole)
+            weight.int64_data[pick(range(len(weight.int64_data)))] = pick(NUMBERS)
+        case "declared shape" if node.output:
+            shape = [pick(["N", *DIMS]) for _ in range(pick([0, 1, 2, 4]))]
+            graph.value_info.append(helper.make_tensor_value_info(pick(node.output), pick([1, 7, 10]), shape))
+        case "input twice":
+            graph.input.append(pick(graph.input))
+        case "inputs in another order":
+            node.input[:] = [*node.input[1:], *node.input[:1]]
         case "opset":
             pick(model.opset_import).version = pick(DIMS)
 
