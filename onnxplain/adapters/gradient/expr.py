@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxplain.adapters.gradient.facts import SMALL, Array, Dim, Facts
+from onnxplain.adapters.gradient.facts import SMALL, Array, Dim, Facts, Impossible
 
 Operand: TypeAlias = "Expr | Array | Sequence[int] | float | None"
 
@@ -98,7 +98,7 @@ class Emit:
         )
         try:
             self.facts.infer(node)
-        except onnx.shape_inference.InferenceError as error:
+        except (onnx.shape_inference.InferenceError, Impossible) as error:
             shapes = " and ".join(str(list(x.shape)) for x in inputs if x is not None)
             raise UnsupportedCase(f"{op_type} of {shapes}: {' '.join(str(error).split())}") from error
         known = [self.facts.data(value) for value in node.outputs]

@@ -51,6 +51,10 @@ SILENT = {"GroupNormalization", "MeanVarianceNormalization"}
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
+class Impossible(Exception):
+    """A shape that cannot be. ONNX's inference makes such out of attributes, and some of it ends the process then."""
+
+
 @dataclass(frozen=True, eq=False)
 class Trial:
     """A value at one size of the free dimensions: its dtype, shape and content, as far as they are known."""
@@ -156,13 +160,15 @@ class Facts:
         return all(size <= most if size is not None else node.op_type not in COMPUTED for size in sizes)
 
     def infer(self, node: ir.Node) -> None:
-        """Type the outputs of a node. Raises `InferenceError` or `SchemaError` where ONNX does."""
+        """Type the outputs of a node. Raises `InferenceError` or `SchemaError` where ONNX does, and `Impossible`."""
         given = [None if x is None else self.of(x) for x in node.inputs]
         proto = canonical(node)
         first = self._outputs(proto, [None if pair is None else pair[0] for pair in given])
         alike = all(pair is None or pair[0] is pair[1] for pair in given)
         second = first if alike else self._outputs(proto, [None if pair is None else pair[1] for pair in given])
         for value, a, b in zip(node.outputs, first, second, strict=True):
+            if any(d is not None and d < 0 for trial in (a, b) for d in trial.shape or ()):
+                raise Impossible(f"{node.name or node.op_type} makes {value.name} of shape {list(a.shape or ())}")
             self._settle(value, a, b)
         if node.op_type not in RANDOM and all(
             x is None or x.const_value is not None or x in self.fixed for x in node.inputs

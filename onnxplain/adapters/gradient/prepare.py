@@ -140,6 +140,8 @@ def name_dimensions(model: ir.Model) -> None:
     """Name the free dimensions of inputs that have no name: two of them may differ, so they must not look equal."""
     for value in model.graph.inputs:
         if value.shape is not None:
+            if any(isinstance(d, int) and d < 0 for d in value.shape):
+                raise InvalidModel(f"the input {value.name} has a negative dimension; next: export the model again")
             dims = [
                 d if isinstance(d, int) or d.value is not None else f"{value.name}_{a}"
                 for a, d in enumerate(value.shape)

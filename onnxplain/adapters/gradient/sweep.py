@@ -21,7 +21,7 @@ from onnxplain.adapters.gradient.body import emit_body, has_body
 from onnxplain.adapters.gradient.control import subgraphs, why_left
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
 from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIENT, REFUSED, Entry, Rules, refusal
-from onnxplain.errors import Gap
+from onnxplain.errors import Gap, NotDifferentiable
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 LARGEST = 2**31  # elements of a tensor: runtimes count in 32 bits, and we make tables of an axis, of a few bytes each
@@ -159,6 +159,11 @@ def pull_back(
             found = Gap(kind(node), label(node), str(case))
         except MemoryError:
             found = Gap(kind(node), label(node), "its gradient takes more memory than there is")
+        except Exception as error:
+            # Attributes that ONNX does not look at, or a fault of ours: named, and never passed over.
+            what = f"{type(error).__name__}: {error}"[:200]
+            why = f"its rule failed ({what}); next: check its attributes, and if they are right, report a bug"
+            raise NotDifferentiable([Gap(kind(node), label(node), why)]) from error
         if found is not None:
             missing.append(found)
             contributions = [] if stop else zeros(emit, [x for x in reads(node) if x in active])

@@ -73,6 +73,14 @@ def tensor(**fields: object) -> onnx.TensorProto:
     return TensorProto(**{"name": "w", "data_type": FLOAT, **fields})
 
 
+def graph_of_conv(**attributes: object) -> onnx.ModelProto:
+    model = parse(
+        "net (float[N, 3, 8, 8] x) => (float[N, ?, ?, ?] y) { y = Conv(x, w) }", w=np.ones((3, 3, 3, 3), np.float32)
+    )
+    model.graph.node[0].attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    return model
+
+
 def with_weight(**fields: object) -> onnx.ModelProto:
     """x + w, and w as strange as may be."""
     return graph_of([helper.make_node("Add", ["x", "w"], ["y"])], (tensor(**fields),))
@@ -200,6 +208,13 @@ BROKEN: dict[str, Callable[[], onnx.ModelProto]] = {
     "a shape whose size overflows": lambda: with_weight(dims=[2**32, 2**32, 2**32]),
     "a classifier with more weights than data": lambda: with_rows(2**31),
     "a classifier with weights larger than the world": lambda: with_rows(2**62, empty=True),
+    "a group that does not divide the channels": lambda: graph_of_conv(group=2**31),
+    "strides of zero": lambda: graph_of_conv(strides=[0, 0]),
+    "padding that leaves less than nothing": lambda: net(
+        "p = Constant<value_ints = [0, -2147483648, 0, 0]>() h = Pad(x, p) s = Shape(x) z = Constant<value_ints = [0]>()"
+        " y = Slice(h, z, s)"
+    ),
+    "a weight without a name": lambda: graph_of([helper.make_node("Relu", ["x"], ["y"])], (tensor(name=""),)),
     "a negative dimension": lambda: with_weight(dims=[-3], raw_data=b""),
     "a tensor of strings": lambda: with_weight(data_type=TensorProto.STRING, dims=[1], string_data=[b"one"]),
     "an unknown type of data": lambda: with_weight(data_type=999, dims=[1]),
@@ -221,6 +236,7 @@ BROKEN: dict[str, Callable[[], onnx.ModelProto]] = {
 
 # Models that may be valid: anything but a crash
 HEAVY: dict[str, Callable[[], onnx.ModelProto]] = {
+    "a chain of 10^6 nodes": lambda: chain(10**6),
     "a chain of 10^4 nodes": lambda: chain(10**4),
     "10^4 inputs": lambda: many_inputs(10**4),
     "branches in branches": lambda: nested(30),
@@ -279,19 +295,27 @@ def test_a_heavy_model_is_opened_or_refused(what: str, sandbox: Sandbox, tmp_pat
     sound(sandbox.open(path))
 
 
-@pytest.mark.parametrize("dims", [("N", 4), ("N", 3, 4), (), (3, "N")], ids=str)
-def test_a_declared_shape_that_does_not_follow_counts_for_nothing(dims: tuple[object, ...]) -> None:
-    """What follows from the operators holds, or the model is refused; the numbers are those of the operators."""
-    model = parse(
-        "net (float[N, 3] x) => (float[N] y) { h = Relu(x) y = ReduceMean<keepdims = 0>(h, a) }", a=np.asarray([1])
-    )
-    model.graph.value_info.append(helper.make_tensor_value_info("h", FLOAT, dims))
-    try:
-        made = ox.differentiate(model)
-    except InvalidModel:
-        return
-    feeds = {"x": np.ones((2, 3), np.float32), "grad_y": np.ones(2, np.float32)}
-    np.testing.assert_allclose(ReferenceExecutor(made)(feeds)["grad_x"], np.full((2, 3), 1 / 3), rtol=1e-6)
+def declared(kind: int, dims: tuple[object, ...]) -> onnx.ModelProto:
+    model = net("h = Relu(x) y = Tanh(h)")
+    model.graph.value_info.append(helper.make_tensor_value_info("h", kind, dims))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "dims"), [(FLOAT, ("N", 4)), (FLOAT, ("N", 3, 4)), (FLOAT, ()), (INT64, ("N", 3))], ids=str
+)
+def test_a_declaration_that_cannot_be_is_refused(kind: int, dims: tuple[object, ...]) -> None:
+    with pytest.raises(InvalidModel, match=r"about 'h': declared \w+ \[.*, computed float \[N, 3\]"):
+        ox.differentiate(declared(kind, dims))
+
+
+@pytest.mark.parametrize("dims", [("M", 3), (7, 3), (None, None), ("N", "C")], ids=str)
+def test_a_declaration_that_may_be_true_counts_for_nothing(dims: tuple[object, ...]) -> None:
+    """Exporters write down the batch that they traced, or other names: what follows from the operators holds."""
+    made = ox.differentiate(declared(FLOAT, dims))
+    ones = np.ones((2, 3), np.float32)
+    gradient = ReferenceExecutor(made)({"x": ones, "grad_y": ones})["grad_x"]
+    np.testing.assert_allclose(gradient, 1 - np.tanh(ones) ** 2, rtol=1e-6)
 
 
 # Files
