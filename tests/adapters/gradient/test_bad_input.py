@@ -211,7 +211,8 @@ BROKEN: dict[str, Callable[[], onnx.ModelProto]] = {
     "a group that does not divide the channels": lambda: graph_of_conv(group=2**31),
     "strides of zero": lambda: graph_of_conv(strides=[0, 0]),
     "padding that leaves less than nothing": lambda: net(
-        "p = Constant<value_ints = [0, -2147483648, 0, 0]>() h = Pad(x, p) s = Shape(x) z = Constant<value_ints = [0]>()"
+        "p = Constant<value_ints = [0, -2147483648, 0, 0]>() h = Pad(x, p) s = Shape(x)"
+        " z = Constant<value_ints = [0]>()"
         " y = Slice(h, z, s)"
     ),
     "a weight without a name": lambda: graph_of([helper.make_node("Relu", ["x"], ["y"])], (tensor(name=""),)),
