@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from frameworks import framework
+from frameworks import framework, runtime
 
 framework("torch")
 
@@ -23,43 +23,66 @@ framework("transformers")
 
 from bench.coverage.export import export  # noqa: E402
 
+Case = tuple[check.Files, check.Found]
+pytestmark = pytest.mark.filterwarnings("default")  # the frameworks have their own
+
 
 def entry(source: str, architecture: str, exporter: str, size: int) -> Entry:
     return Entry(source=source, architecture=architecture, exporter=exporter, size=size)
 
 
+SQUEEZENET = entry("torchvision", "squeezenet1_1", "torchscript", 64)
+VIT = entry("timm", "test_vit", "torchscript", 160)
+EFFICIENTNET = entry("timm", "test_efficientnet", "dynamo", 96)
+SWIN = entry("huggingface", "swin", "dynamo", 64)
 ZOO = (
-    entry("torchvision", "squeezenet1_1", "torchscript", 96),
-    entry("torchvision", "shufflenet_v2_x0_5", "dynamo", 96),
-    entry("torchvision", "mobilenet_v3_small", "torchscript", 96),
-    entry("torchvision", "inception_v3", "torchscript", 128),
-    entry("timm", "test_vit", "torchscript", 160),
+    SQUEEZENET,
+    entry("torchvision", "shufflenet_v2_x0_5", "dynamo", 64),
+    entry("torchvision", "mobilenet_v3_small", "torchscript", 64),
+    entry("torchvision", "inception_v3", "torchscript", 96),
+    VIT,
     entry("timm", "test_vit", "dynamo", 160),
-    entry("timm", "test_efficientnet", "dynamo", 160),
-    entry("timm", "test_convnext", "torchscript", 160),
-    entry("timm", "test_nfnet", "torchscript", 160),
-    entry("timm", "mobilevit_xxs", "torchscript", 128),
-    entry("huggingface", "swin", "dynamo", 64),
+    EFFICIENTNET,
+    entry("timm", "test_convnext", "torchscript", 96),
+    entry("timm", "test_nfnet", "torchscript", 96),
+    entry("timm", "mobilevit_xxs", "torchscript", 64),
+    SWIN,
     entry("huggingface", "beit", "dynamo", 64),
     entry("huggingface", "convnextv2", "dynamo", 64),
 )
-ELSEWHERE = {  # where the model runs, or is compiled, besides ONNX Runtime
-    "torchvision-squeezenet1_1-torchscript": ("openvino", "tensorrt"),
-    "timm-test_vit-torchscript": ("openvino",),
-    "timm-test_efficientnet-dynamo": ("openvino",),
-    "huggingface-swin-dynamo": ("openvino", "tensorrt"),
-}
-MODULES = {"openvino": "openvino", "tensorrt": "tensorrt_rtx"}
+
+
+@pytest.fixture(scope="session")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Entry], Case]:
+    """Each entry's files and what is found about its gradient; exported once."""
+    cases: dict[str, Case] = {}
+
+    def find(entry: Entry) -> Case:
+        if entry.name not in cases:
+            folder = tmp_path_factory.mktemp("zoo")
+            export(entry, folder)
+            files = check.Files(folder, entry.name)
+            cases[entry.name] = files, check.gradient(files)
+        return cases[entry.name]
+
+    return find
 
 
 @pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
-@pytest.mark.filterwarnings("default")  # the frameworks have their own
-def test_its_gradient_is_that_of_float64_autograd(entry: Entry, tmp_path: Path) -> None:
-    export(entry, tmp_path)
-    files = check.Files(tmp_path, entry.name)
-    found = check.gradient(files)
+def test_its_gradient_is_that_of_float64_autograd(entry: Entry, case: Callable[[Entry], Case]) -> None:
+    _, found = case(entry)
     assert right(found), {key: found[key] for key in ("gaps", "refused", "cosine", "logits_error") if key in found}
-    for step in ELSEWHERE.get(entry.name, ()):
-        framework(MODULES[step])
-        found = check.STEPS[step](files)
-        assert agrees(found) if step == "openvino" else "engine_bytes" in found, found
+
+
+@pytest.mark.parametrize("entry", [SQUEEZENET, VIT, EFFICIENTNET, SWIN], ids=lambda entry: entry.name)
+def test_openvino_gives_the_same_gradient(entry: Entry, case: Callable[[Entry], Case]) -> None:
+    runtime("openvino", "openvino")
+    found = check.openvino(case(entry)[0])
+    assert agrees(found), found
+
+
+@pytest.mark.parametrize("entry", [SQUEEZENET, SWIN], ids=lambda entry: entry.name)
+def test_tensorrt_rtx_builds_an_engine(entry: Entry, case: Callable[[Entry], Case]) -> None:
+    runtime("tensorrt_rtx", "tensorrt-rtx-cu13")
+    found = check.tensorrt(case(entry)[0])
+    assert "engine_bytes" in found, found

@@ -12,6 +12,7 @@ and a time limit, so that a crash costs one row.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -25,6 +26,9 @@ import click
 from bench.coverage.zoo import ZOO
 
 ROOT = Path(__file__).resolve().parents[2]
+ERROR = re.compile(
+    r"[\w.]+(Error|Exception|Operator|Model|Failed)\b"
+)  # the first such line of a traceback is the cause
 FOLDER = click.option(
     "--folder", type=click.Path(path_type=Path), default=Path("/tmp/zoo"), show_default=True, help="The cache."
 )
@@ -61,36 +65,53 @@ def export_command(patterns: tuple[str, ...], folder: Path, redo: bool, limit: i
 @PATTERNS
 @FOLDER
 @REDO
-@click.option("--step", "only", multiple=True, help="Only these: gradient, openvino, tensorrt, onnx_ad.")
-@click.option("--keep", is_flag=True, help="Keep the gradient models.")
-def check_command(patterns: tuple[str, ...], folder: Path, redo: bool, only: tuple[str, ...], keep: bool) -> None:
-    """Take the steps that are missing for each exported model; one JSON line each, in results.jsonl of the cache."""
-    from bench.coverage.check import LIMITS, PACKAGES, STEPS, Files, versions
+@click.option("--step", "only", multiple=True, help="Only these; all of them without it.")
+@click.option("--drop", is_flag=True, help="Delete each gradient model when its steps are done.")
+def check_command(patterns: tuple[str, ...], folder: Path, redo: bool, only: tuple[str, ...], drop: bool) -> None:
+    """Take the steps that are missing for each exported model; one JSON line each, in results.jsonl of the cache.
+
+    A gradient model is made once for a revision of the package. What runtimes make of it, ONNX Runtime too, is asked
+    once for each gradient model that differs.
+    """
+    from bench.coverage.check import LIMITS, PEERS, STEPS, Files, versions
+    from bench.coverage.table import right
 
     now, theirs = revision(), versions()
-    keys = {step: theirs[PACKAGES[step]] if step == "onnx_ad" else now for step in STEPS}
     results = folder / "results.jsonl"
-    done = {(row["name"], row["step"], row["key"]): row for row in read(results)}
+
+    def take(name: str, step: str, key: str) -> dict[str, Any]:
+        output, reason = run(["check-one", name, step, str(folder)], LIMITS[step])
+        found = {"failed": reason} if reason else json.loads(output)
+        if found.pop("same", False):  # as the gradient model of an earlier revision, and so is what came of it
+            before = [row for row in read(results) if row["name"] == name and row.get("digest") == found["digest"]]
+            found = before[-1] | found
+        row = {"name": name, "step": step, "key": key, "date": time.strftime("%Y-%m-%d"), "versions": theirs}
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found | row) + "\n")
+        click.echo(f"{name} {step}: {brief(found)}")
+        return found
+
     for name in chosen(patterns):
         files = Files(folder, name)
         if not files.case.exists():
             continue
-        missing = [step for step in only or STEPS if redo or (name, step, keys[step]) not in done]
-        if not files.gradient.exists() and {"openvino", "tensorrt"} & {*missing} and "gradient" not in missing:
-            if "cosine" not in done[name, "gradient", now]:
-                missing = [step for step in missing if step == "onnx_ad"]
-            else:
-                missing = ["gradient", *missing]
-        for step in missing:
-            if step in ("openvino", "tensorrt") and not files.gradient.exists():
+        done = {(row["step"], row["key"]): row for row in read(results) if row["name"] == name}
+        steps = [step for step in STEPS if not only or step in only]
+        ours = done.get(("gradient", now))
+        if ours is None or (redo and "gradient" in steps):
+            if redo:
+                files.answer.unlink(missing_ok=True)
+            ours = take(name, "gradient", now)
+        for step in steps:
+            key = theirs["onnx-ad"] if step in PEERS else ours.get("digest")
+            if step == "kinks" and right(ours):
                 continue
-            output, reason = run(["check-one", name, step, str(folder)], LIMITS[step])
-            found = {"failed": reason} if reason else json.loads(output)
-            row = {"name": name, "step": step, "key": keys[step], "date": time.strftime("%Y-%m-%d"), "versions": theirs}
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row | found) + "\n")
-            click.echo(f"{name} {step}: {brief(found)}")
-        if not keep:
+            if step == "gradient" or key is None or ((step, key) in done and not redo):
+                continue
+            if step not in PEERS and files.digest() != key:
+                take(name, "gradient", now)
+            take(name, step, key)
+        if drop:
             files.gradient.unlink(missing_ok=True)
 
 
@@ -154,8 +175,8 @@ def run(arguments: list[str], limit: int) -> tuple[str, str | None]:
         return "", f"not done after {limit} s"
     if done.returncode == 0:
         return (done.stdout.splitlines() or [""])[-1], None
-    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(" ")]
-    return "", lines[-1] if lines else f"exit code {done.returncode}"
+    raised = [line for line in done.stderr.splitlines() if ERROR.match(line)]
+    return "", raised[0] if raised else f"exit code {done.returncode}"
 
 
 def revision() -> str:

@@ -65,8 +65,11 @@ class Logits(nn.Module):
         return self.model(pixel_values=x).logits
 
 
-def build(source: str, architecture: str, size: int, seed: int = 0) -> nn.Module:
-    """A float32 classifier in evaluation mode, with random weights that keep its activations alive."""
+def build(source: str, architecture: str, size: int, images: int = 4, seed: int = 0) -> nn.Module:
+    """A float32 classifier in evaluation mode, with random weights that keep its activations alive.
+
+    The statistics of BatchNormalization are those of as many random `images`.
+    """
     torch.manual_seed(seed)
     import_torchvision()  # the others import it too
     if source == "torchvision":
@@ -80,7 +83,7 @@ def build(source: str, architecture: str, size: int, seed: int = 0) -> nn.Module
         config = getattr(transformers, f"{prefix}Config")(num_labels=10, attn_implementation="eager", **options)
         net = Logits(getattr(transformers, f"{prefix}ForImageClassification")(config))
     enliven(net)
-    settle(net, torch.randn(4, 3, size, size))
+    settle(net, torch.randn(images, 3, size, size))
     return net.eval().requires_grad_(False)
 
 

@@ -94,6 +94,29 @@ def test_each_row_of_a_batch_is_that_row_alone(rows: int) -> None:
         np.testing.assert_allclose(whole[i], alone[0], rtol=0, atol=1e-14)
 
 
+def test_repeats_may_follow_from_the_batch() -> None:
+    """As tracing writes `x.repeat(1, len(y) // len(x))`: a one-hot row of a quotient of two batches, which is fixed."""
+    proto = model(
+        """repeated (double[N, 3, 2] x) => (double[N, 6, 2] y)
+        {
+            whole = Concat<axis = 0>(x, x)
+            rows = Shape<start = 0, end = 1>(whole)
+            batch = Shape<start = 0, end = 1>(x)
+            count = Div(rows, batch)
+            values = Concat<axis = 0>(one, count)
+            hot = OneHot(one, three, values)
+            repeats = Reshape(hot, flat)
+            copies = Tile(x, repeats)
+            y = Neg(copies)
+        }""",
+        one=np.array([1]),
+        three=np.array(3),
+        flat=np.array([-1]),
+    )
+    x, g = RNG.normal(size=(2, 3, 2)), RNG.normal(size=(2, 6, 2))
+    np.testing.assert_array_equal(run(differentiate(proto), x=x, grad_y=g)["grad_x"], -(g[:, :3] + g[:, 3:]))
+
+
 def test_an_input_that_several_ways_lead_from_gets_their_sum() -> None:
     """x used three times, once through itself."""
     proto = model(
