@@ -40,7 +40,7 @@ def operators() -> str:
         "## Through ONNX's own definition",
         f"ONNX {onnx.__version__} defines these by a function, which takes the place of our formulas.",
         listed(defined_by_functions()),
-        f"A function that holds a branch or a loop is refused: {listed(LOOPS)}.",
+        f"A function that holds a branch, or a loop whose turns only the run knows, is refused: {listed(LOOPS)}.",
         "## Written out beforehand",
         "These are replaced, in the classifier's own half too, for not every runtime has them.",
         table(("operator", "what takes its place"), [*CONTROL_FLOW, *rewritten()]),
@@ -59,7 +59,7 @@ def operators() -> str:
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
-LOOPS = ("AffineGrid", "LinearAttention", "Range")  # ONNX's functions that hold a branch or a loop
+LOOPS = ("AffineGrid", "Range")  # ONNX's functions that hold a branch, or a loop whose turns only the run knows
 CONTROL_FLOW = (
     ("`If`", "the branch that it takes, if that is the same for every input"),
     ("`Scan`, `Loop`", "its turns, if their number is the same for every input"),
@@ -77,7 +77,7 @@ def by_module() -> list[tuple[str, ...]]:
 
 def defined_by_functions() -> list[str]:
     """What is left to its function body: operators with a float input and neither a rule nor formulas of ours."""
-    schemas = {s.name: s for s in onnx.defs.get_all_schemas() if s.domain == "" and has_body(s.name, s.since_version)}
+    schemas = {s.name: s for s in onnx.defs.get_all_schemas() if not s.domain and has_body("", s.name, s.since_version)}
     floats = {name for name, schema in schemas.items() if any("tensor(float)" in x.types for x in schema.inputs)}
     return sorted(floats.difference(DEFAULT, EXPANSIONS, REFUSED, NO_GRADIENT, LOOPS))
 

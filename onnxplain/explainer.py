@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
-from onnxplain.adapters.gradient.prepare import ModelLike
+from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, notes_of, properties
 from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor

@@ -37,9 +37,8 @@ def modules_after(code: str) -> set[str]:
     return set(done.stderr.split())
 
 
-def test_public_names_are_sorted_and_complete() -> None:
-    assert onnxplain.__all__ == sorted(onnxplain.__all__)
-    assert dir(onnxplain) == onnxplain.__all__
+def test_public_names_are_complete() -> None:
+    assert dir(onnxplain) == sorted(onnxplain.__all__)
     for name in onnxplain.__all__:
         assert getattr(onnxplain, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient.classifier import HEAD_KEY, forward_model, gradient_graph
 from onnxplain.adapters.gradient.differentiate import OnUnsupported
-from onnxplain.adapters.gradient.prepare import read
+from onnxplain.adapters.gradient.read import read
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.adapters.gradient.write import WrittenModel, staged, write_model, written
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, notes_of, specification

@@ -20,7 +20,7 @@ from onnxplain.adapters.gradient.classifier import (
 )
 from onnxplain.adapters.gradient.differentiate import stopped_at
 from onnxplain.adapters.gradient.portability import TABLES, Note, Runtime, notes
-from onnxplain.adapters.gradient.prepare import files_of, read
+from onnxplain.adapters.gradient.read import files_of, read
 from onnxplain.adapters.gradient.sweep import kind
 from onnxplain.adapters.onnx_file import (
     AUTO,

@@ -23,7 +23,7 @@ from onnxplain.adapters.gradient.classifier import (
     logits_model,
 )
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, stopped_at
-from onnxplain.adapters.gradient.prepare import ModelLike, read
+from onnxplain.adapters.gradient.read import ModelLike, read, refusing
 from onnxplain.adapters.gradient.sweep import FLOATS
 from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.engine.requests import Head
@@ -89,7 +89,8 @@ def halves(
             find(path, given=given, metadata=ours.metadata_props)  # which says so if they differ
         if gradient and (stopped := stopped_at(ours.metadata_props)):
             warnings.warn(PartialGradientWarning(stopped), stacklevel=2)
-        own = as_message(ours) if path is None else ir.to_proto(ours)
+        with refusing("the model"):
+            own = as_message(ours) if path is None else ir.to_proto(ours)
         return Halves(forward_model(own), own if gradient else None, None if path is None else path.parent)
     spec = specification(ours, path, preprocess)
     how: dict[str, Any] = {"preprocess": spec, "output": output, "head": head, "input_shape": input_shape}

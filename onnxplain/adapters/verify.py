@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.head import ACTIVATIONS, find_logits
-from onnxplain.adapters.gradient.prepare import prepare, read
+from onnxplain.adapters.gradient.prepare import prepare
+from onnxplain.adapters.gradient.read import read
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, properties
 from onnxplain.engine import verify as engine
 from onnxplain.engine.drive import Model

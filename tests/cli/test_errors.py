@@ -368,10 +368,15 @@ def test_the_preprocessing_of_a_gradient_model_is_not_ignored(place):
 
 
 def without(model, part, name):
-    """The model without one of its inputs, outputs or entries of the metadata."""
+    """The model without one of its inputs, which becomes a constant, outputs or entries of the metadata."""
     items = getattr(model.metadata_props if part == "meta" else model.graph, part, model.metadata_props)
     (found,) = [item for item in items if (item.key if part == "meta" else item.name) == name]
     items.remove(found)
+    if part == "input":
+        kind = found.type.tensor_type
+        dims = [dim.dim_value or 1 for dim in kind.shape.dim]
+        zeros = np.zeros(dims, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(zeros, name))
 
 
 def changed(model, key, value):

@@ -31,7 +31,7 @@ def test_nineteen_of_twenty_reliable_cases_are_differentiated() -> None:
     """Every input counts, weights and scales as well as images.
 
     A case is reliable if a float input that ONNX does not call non-differentiable has a derivative that the yardstick
-    holds and that is not zero. It is right if it is right for every such input, so one that is refused makes it a refused case.
+    holds and that is not zero. It is right if it is right for every such input, and refused if one of them is.
     """
     tally = Counter(report.verdict for report in reports() if report.reliable)
     assert tally[Verdict.RIGHT] >= 0.95 * tally.total(), tally

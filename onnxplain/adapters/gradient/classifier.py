@@ -19,7 +19,8 @@ from onnxplain.adapters.gradient.expr import Emit, Expr, op
 from onnxplain.adapters.gradient.head import classes, find_logits
 from onnxplain.adapters.gradient.image import as_float, fix_size, fold, image_input
 from onnxplain.adapters.gradient.objective import value_and_cotangent
-from onnxplain.adapters.gradient.prepare import ModelLike, blaming, files_of, prepare
+from onnxplain.adapters.gradient.prepare import blaming, prepare
+from onnxplain.adapters.gradient.read import ModelLike, files_of
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.adapters.gradient.sweep import single
 from onnxplain.engine.drive import OBJECTIVE, TARGET
@@ -79,11 +80,11 @@ def gradient_graph(
     on_unsupported: OnUnsupported = "error",
 ) -> ir.Model:
     """`gradient_model`, of any size: its weights may lie in files still."""
-    ours, x, z, head = classifier(model, preprocess, output, head, input_shape)
+    with blaming(model):
+        ours, x, z, head = classifier(model, preprocess, output, head, input_shape)
     graph = ours.graph
     batch, count = z.shape
-    for name in (TARGET, OBJECTIVE):
-        make_way(graph, name)
+    make_way(graph, {TARGET, OBJECTIVE})
     target = ir.Value(name=TARGET, shape=ir.Shape([batch, count]), type=ir.TensorType(ir.DataType.FLOAT))
     kinds = ir.Value(name=OBJECTIVE, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.extend([target, kinds])
@@ -115,9 +116,9 @@ def logits_model(
     It needs no gradient rules, so a classifier that cannot be differentiated has one too. Raises `InvalidModel`, or
     `UsageError`, as `gradient_model` does.
     """
-    ours, _, z, _ = classifier(model, preprocess, output, head, input_shape)
-    ours.graph.outputs[:] = [named(z, "logits")]
     with blaming(model):
+        ours, _, z, _ = classifier(model, preprocess, output, head, input_shape)
+        ours.graph.outputs[:] = [named(z, "logits")]
         return as_message(finish(ours))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -14,7 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr
-from onnxplain.adapters.gradient.prepare import ModelLike, blaming, check, prepare
+from onnxplain.adapters.gradient.prepare import blaming, check, prepare
+from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.adapters.gradient.sweep import FLOATS, active_values, ends, find, gaps, kind, pull_back, reads, single
 from onnxplain.errors import Gap, InvalidModel, NotDifferentiable, PartialGradientWarning, UsageError
@@ -57,8 +58,8 @@ def differentiate(
         )
     emit = Emit(graph)
     cotangents = {}
+    make_way(graph, {f"grad_{v.name}" for v in (*outputs, *inputs)})
     for y in outputs:
-        make_way(graph, f"grad_{y.name}")
         g = ir.Value(name=f"grad_{y.name}", shape=y.shape, type=y.type)
         graph.inputs.append(g)
         cotangents[y] = single(Expr(emit, g))
@@ -66,7 +67,7 @@ def differentiate(
         gradients = gradients_of(ours, emit, cotangents, inputs, rules, on_unsupported)
     for x in inputs:
         gradient = gradients[x] if x in gradients else Expr(emit, x).zeros()
-        graph.outputs.append(named(gradient.cast(x.dtype or ir.DataType.FLOAT), f"grad_{x.name}"))
+        graph.outputs.append(copied(gradient.cast(x.dtype or ir.DataType.FLOAT), f"grad_{x.name}"))
     with blaming(model):
         return as_message(finish(ours))
 
@@ -120,7 +121,12 @@ def named(expr: Expr, name: str, shape: ir.Shape | None = None) -> ir.Value:
     """An output of that name; a forward value that has it already makes way."""
     if expr.value.name == name:
         return expr.value
-    make_way(expr.emit.graph, name)
+    make_way(expr.emit.graph, {name})
+    return copied(expr, name, shape)
+
+
+def copied(expr: Expr, name: str, shape: ir.Shape | None = None) -> ir.Value:
+    """A copy of that name, which no other value has."""
     node = ir.node("Identity", [expr.value], outputs=[ir.Value(name=name)], name=f"{name}_output")
     expr.emit.graph.append(node)
     out = node.outputs[0]
@@ -128,12 +134,12 @@ def named(expr: Expr, name: str, shape: ir.Shape | None = None) -> ir.Value:
     return out
 
 
-def make_way(graph: ir.Graph, name: str) -> None:
-    """Rename what has that name inside the graph."""
+def make_way(graph: ir.Graph, names: Set[str]) -> None:
+    """Rename what has one of those names inside the graph."""
     inner = [value for node in graph for value in node.outputs]
     for value in (*inner, *graph.initializers.values()):
-        if value.name == name:
-            value.name = f"{PREFIX}forward_{name}"
+        if value.name in names:
+            value.name = f"{PREFIX}forward_{value.name}"
 
 
 def finish(model: ir.Model) -> ir.Model:

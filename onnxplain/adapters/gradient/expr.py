@@ -15,11 +15,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxplain.adapters.gradient.facts import SMALL, Array, Dim, Facts
+from onnxplain.adapters.gradient.facts import SMALL, Array, Dim, Facts, Impossible
 
 Operand: TypeAlias = "Expr | Array | Sequence[int] | float | None"
 
 FACTS = "onnxplain.facts"  # of a graph, in its `meta`
+MOST = 500_000  # nodes that a graph may get: about two minutes, and 4 GiB
 PREFIX = "onnxplain/"  # of every name that we make; forward names are kept
 
 
@@ -85,6 +86,8 @@ class Emit:
         self, op_type: str, inputs: Sequence[Expr | None], attributes: Mapping[str, Any], outputs: int
     ) -> list[Expr]:
         """The outputs of a new node; those of a node whose value is known now become constants instead."""
+        if self._count + outputs > MOST:
+            raise UnsupportedCase(f"the gradient takes more than {MOST:,} operators; next: give a smaller model")
         names = [self.name(op_type) for _ in range(outputs)]
         node = ir.node(
             op_type,
@@ -95,7 +98,7 @@ class Emit:
         )
         try:
             self.facts.infer(node)
-        except onnx.shape_inference.InferenceError as error:
+        except (onnx.shape_inference.InferenceError, Impossible) as error:
             shapes = " and ".join(str(list(x.shape)) for x in inputs if x is not None)
             raise UnsupportedCase(f"{op_type} of {shapes}: {' '.join(str(error).split())}") from error
         known = [self.facts.data(value) for value in node.outputs]

@@ -24,6 +24,7 @@ Dim: TypeAlias = int | str | None
 
 SMALL = 1024  # elements: what is larger is no shape, axis or scale
 WHOLE = 2**18  # elements: what is larger is no index that follows from shapes
+LARGE = 2**28  # elements: what is larger is no weight, however it is written
 
 # The trial sizes of free dimensions, a pair for each: primes that no layer is likely to have.
 PRIMES = (211, 307, 223, 311, 227, 313, 229, 317, 233, 331, 239, 337, 241, 347, 251, 349, 257, 353, 263, 359)
@@ -38,9 +39,20 @@ COMPUTED = frozenset(
         "Sub", "Tile", "Transpose", "Unsqueeze", "Where", "Xor",
     )
 )  # fmt: skip
+# And of this, weights that are written as what they are made of.
+WEIGHTS = frozenset(
+    (
+        "DequantizeLinear", "Dropout", "Exp", "Gemm", "Log", "MatMul", "Mean", "Pad", "QuantizeLinear", "ReduceL2",
+        "ReduceMean", "ReduceSumSquare", "Relu", "Sigmoid", "Softplus", "Sum", "Tanh", "Trilu",
+    )
+)  # fmt: skip
 # Operators of which ONNX's inference says nothing, or not the shape: their output is like their first input.
 SILENT = {"GroupNormalization", "MeanVarianceNormalization"}
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+
+
+class Impossible(Exception):
+    """A shape that cannot be. ONNX's inference makes such out of attributes, and some of it ends the process then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +71,13 @@ class Trial:
     def small(self) -> bool:
         """Whether the value is worth computing."""
         most = WHOLE if self.dtype is not None and self.dtype.is_integer() else SMALL
-        return self.shape is not None and None not in self.shape and math.prod(self.shape) <= most  # type: ignore[arg-type]
+        return self.elements is not None and self.elements <= most
+
+    @property
+    def elements(self) -> int | None:
+        if self.shape is None or None in self.shape:
+            return None
+        return math.prod(self.shape)  # type: ignore[arg-type]
 
     def proto(self) -> onnx.TypeProto:
         shape = None if self.shape is None else list(self.shape)
@@ -104,8 +122,9 @@ class Facts:
         )
 
     def compute(self, value: ir.Value) -> Array | None:
-        """A value of any size that is fixed, computed now; None if it is not fixed, or cannot be computed here."""
+        """A value that is fixed, computed now; None if it is not fixed, or cannot be computed here, or is too large."""
         found: dict[ir.Value, Array | None] = {}
+        room = LARGE  # for all that is computed on the way: it is in memory at once
         waiting = [value]
         while waiting:  # no recursion: chains may be long
             top = waiting[-1]
@@ -121,18 +140,35 @@ class Facts:
             else:
                 xs = [None if x is None else found[x] for x in node.inputs]
                 known = all(x is None or array is not None for x, array in zip(node.inputs, xs, strict=True))
-                ys = evaluate(canonical(node), xs, self.opset) if known else None
+                ys = evaluate(canonical(node), xs, self.opset) if known and self._fits(node, xs, room) else None
                 found |= zip(node.outputs, ys if ys is not None else [None] * len(node.outputs), strict=True)
+                room -= sum(y.size for y in ys or ())
         return found[value]
 
+    def _fits(self, node: ir.Node, xs: Sequence[Array | None], room: int) -> bool:
+        """Whether the outputs of a node of those inputs are small enough to be computed."""
+        given = [
+            None if v is None or x is None else Trial(self.of(v)[0].dtype, x.shape, x if x.size <= SMALL else None)
+            for v, x in zip(node.inputs, xs, strict=True)
+        ]
+        try:
+            sizes = [y.elements for y in self._outputs(canonical(node), given)]
+        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+            return False
+        # The reference implementations of some operators are slow. What tells no size is no larger than its input.
+        most = room if node.op_type in COMPUTED | WEIGHTS else min(room, WHOLE)
+        return all(size <= most if size is not None else node.op_type not in COMPUTED for size in sizes)
+
     def infer(self, node: ir.Node) -> None:
-        """Type the outputs of a node. Raises `InferenceError` or `SchemaError` where ONNX does."""
+        """Type the outputs of a node. Raises `InferenceError` or `SchemaError` where ONNX does, and `Impossible`."""
         given = [None if x is None else self.of(x) for x in node.inputs]
         proto = canonical(node)
         first = self._outputs(proto, [None if pair is None else pair[0] for pair in given])
         alike = all(pair is None or pair[0] is pair[1] for pair in given)
         second = first if alike else self._outputs(proto, [None if pair is None else pair[1] for pair in given])
         for value, a, b in zip(node.outputs, first, second, strict=True):
+            if any(d is not None and d < 0 for trial in (a, b) for d in trial.shape or ()):
+                raise Impossible(f"{node.name or node.op_type} makes {value.name} of shape {list(a.shape or ())}")
             self._settle(value, a, b)
         if node.op_type not in RANDOM and all(
             x is None or x.const_value is not None or x in self.fixed for x in node.inputs

@@ -27,6 +27,7 @@ Rewriting = Callable[..., Any]
 DOMAIN = "ai.onnx.ml"
 REWRITINGS: dict[str, Rewriting] = {}
 
+MOST_CLASSES = 1000  # of machines that tell each from each
 LABELLED = "it gives a label, which does not change with the input except in jumps"
 
 
@@ -106,14 +107,16 @@ def without_zipmap(graph: onnx.GraphProto) -> None:
 
     Done before anything else: onnx-ir knows no maps.
     """
+    declared: dict[str, list[onnx.ValueInfoProto]] = {}
+    for value in (*graph.output, *graph.value_info):
+        declared.setdefault(value.name, []).append(value)
     for node in graph.node:
         if node.op_type == "ZipMap" and node.domain == DOMAIN:
             classes = sum(len(a.ints) + len(a.strings) for a in node.attribute)
             node.op_type, node.domain = "Identity", ""
             del node.attribute[:]
-            for value in (*graph.output, *graph.value_info):
-                if value.name == node.output[0]:
-                    value.type.CopyFrom(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [None, classes]))
+            for value in declared.get(node.output[0], ()):
+                value.type.CopyFrom(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [None, classes]))
 
 
 def floats(x: Expr) -> Expr:
@@ -251,6 +254,8 @@ def svm_classifier(
     if not support_vectors or not vectors_per_class:
         raise UnsupportedCase("a linear classifier without support vectors; next: export it as a LinearClassifier")
     x, classes = rows(x), len(vectors_per_class)
+    if classes > MOST_CLASSES:
+        raise UnsupportedCase(f"{classes:,} classes, each with each of which makes too many pairs")
     vectors = np.asarray(support_vectors, np.float64).reshape(sum(vectors_per_class), -1)
     alpha = np.asarray(coefficients, np.float64).reshape(classes - 1, len(vectors))
     of_class = [slice(a, b) for a, b in pairwise(np.cumsum([0, *vectors_per_class]).tolist())]

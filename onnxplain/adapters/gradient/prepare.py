@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -14,107 +11,13 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient import control, ml
-from onnxplain.adapters.gradient.expr import FACTS, PREFIX
+from onnxplain.adapters.gradient.expr import FACTS, PREFIX, UnsupportedCase
 from onnxplain.adapters.gradient.facts import SMALL, Array, Facts
+from onnxplain.adapters.gradient.read import ModelLike, quoted, read, refusing
 from onnxplain.errors import InvalidModel, NotDifferentiable
 
-ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
-
-FILES = "onnxplain.files"  # of a model, in its `meta`: where it was read from
-NODES = 200_000  # the largest classifiers have some ten thousand
 SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 OPSET = 18  # older models are raised to it: the last opset at which CUDA has a kernel for all that the rules emit
-
-
-def read(model: ModelLike) -> ir.Model:
-    """A copy of the model that is ours to change."""
-    if isinstance(model, ir.Model):
-        refuse_large(len(model.graph), "the model")
-        return load_small(model.clone())  # which still knows in which folder its weights lie
-    if isinstance(model, onnx.ModelProto):
-        ours = onnx.ModelProto()
-        ours.CopyFrom(model)  # onnx-ir works on the tensors that it is given
-        refuse_large(len(model.graph.node), "the model")
-        ml.without_zipmap(ours.graph)
-        try:
-            read_proto = ir.from_proto(ours)
-        except Exception as error:
-            raise InvalidModel(f"the model cannot be read: {one_line(error)}; next: run onnx.checker on it") from error
-        refuse_escapes(read_proto, Path(), "the model")
-        refuse_missing(read_proto)
-        return load_small(read_proto)
-    path = Path(model)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InvalidModel(f"{path}: the model {what}; next: give the path of an .onnx file")
-    try:
-        proto = onnx.load(path, load_external_data=False)
-        refuse_large(len(proto.graph.node), str(path))
-        ml.without_zipmap(proto.graph)
-        loaded = ir.from_proto(proto)
-        ir.external_data.set_base_dir(loaded.graph, path.parent)
-    except InvalidModel:
-        raise
-    except Exception as error:  # protobuf, onnx-ir and the operating system each have their own
-        raise InvalidModel(f"{path}: not a readable ONNX model ({one_line(error)}); next: export it again") from error
-    if not len(loaded.graph.outputs) or not len(loaded.graph.inputs):
-        raise InvalidModel(f"{path}: not an ONNX model with inputs and outputs; next: export it again")
-    refuse_escapes(loaded, path.parent, str(path))
-    refuse_missing(loaded, f"{path}: ")
-    loaded.meta[FILES] = [path, *sorted({Path(tensor.path) for tensor in external_tensors(loaded)})]
-    return load_small(loaded)
-
-
-def refuse_large(nodes: int, name: str) -> None:
-    """Raise for a graph that is no classifier's: memory and time grow with the number of nodes."""
-    if nodes > NODES:
-        raise InvalidModel(f"{name}: it has {nodes:,} nodes, more than {NODES:,}; next: give a smaller model")
-
-
-def refuse_escapes(model: ir.Model, folder: Path, name: str) -> None:
-    """Raise if external data lies outside the model's folder: by its path, or behind a link."""
-    for tensor in external_tensors(model):
-        location = str(tensor.location)
-        parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
-        absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
-        if absolute or ".." in parts or (folder / location).resolve().parent != folder.resolve():
-            raise InvalidModel(
-                f"{name}: external data at {location!r} lies outside the model's folder, which is refused; "
-                "next: put it beside the model"
-            )
-
-
-def files_of(path: str | os.PathLike[str], model: ir.Model | None = None) -> list[Path]:
-    """The model's file and those that its weights lie in; `model` is what was read from there, if it was."""
-    files: list[Path] = (model or read(path)).meta[FILES]
-    return files
-
-
-def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
-    """The tensors that lie in files beside the model: of initializers and of nodes' attributes."""
-    weights = [value.const_value for value in model.graph.initializers.values()]
-    own = [attribute.value for node in model.graph.all_nodes() for attribute in node.attributes.values()]
-    return [tensor for tensor in (*weights, *own) if isinstance(tensor, ir.ExternalTensor)]
-
-
-def refuse_missing(model: ir.Model, where: str = "") -> None:
-    """Raise if external data is not there, or shorter than the tensors say. Nothing is read."""
-    for tensor in external_tensors(model):
-        path, end = Path(tensor.path), (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-        size = path.stat().st_size if path.is_file() else None
-        if size is None or size < end or tensor.nbytes > (tensor.length or tensor.nbytes):
-            what = "does not exist" if size is None else f"has {size} bytes, and tensor {tensor.name} asks for more"
-            raise InvalidModel(
-                f"{where}the external data {tensor.location!r} {what}; next: copy it beside the model, whole"
-            )
-
-
-def load_small(model: ir.Model) -> ir.Model:
-    """Bring what is no weight into memory: shapes, axes and scales are looked at."""
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.size <= SMALL:
-            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
-    return model
 
 
 def weights_of(model: ir.Model) -> list[ir.Value]:
@@ -162,29 +65,27 @@ def check(model: ir.Model) -> None:
 
 @contextmanager
 def blaming(model: ModelLike) -> Iterator[None]:
-    """Turn complaints about our graph, or gaps, into `InvalidModel` if ONNX has complaints about the given model."""
+    """Turn complaints about our graph, or gaps, into `InvalidModel` if ONNX has complaints about the given model.
+
+    It always is one where what we put around a model, outside of any rule, finds nothing that it could work with.
+    """
     try:
         yield
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, NotDifferentiable):
-        try:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, NotDifferentiable, UnsupportedCase) as e:
+        with refusing("the model"):
             check(read(model))
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise InvalidModel(
-                f"the model is not valid ONNX: {one_line(error)}; next: run onnx.checker on it"
-            ) from error
+        if isinstance(e, UnsupportedCase):
+            raise InvalidModel(f"the model has no gradient that could be written out: {e}") from e
         raise
 
 
 def prepare(model: ModelLike) -> ir.Model:
     """Read a model and normalise it: see the module's first line. Raises `InvalidModel`."""
     ours = read(model)
-    try:
+    with refusing("the model"):
         ours = normalise(ours)
-    except InvalidModel:
-        raise
-    except Exception as error:
-        raise InvalidModel(f"the model is not valid ONNX: {one_line(error)}; next: run onnx.checker on it") from error
-    return ours
+        with without_weights(ours):  # it can be written: its texts are texts
+            return ours
 
 
 def normalise(model: ir.Model) -> ir.Model:
@@ -239,6 +140,8 @@ def name_dimensions(model: ir.Model) -> None:
     """Name the free dimensions of inputs that have no name: two of them may differ, so they must not look equal."""
     for value in model.graph.inputs:
         if value.shape is not None:
+            if any(isinstance(d, int) and d < 0 for d in value.shape):
+                raise InvalidModel(f"the input {value.name} has a negative dimension; next: export the model again")
             dims = [
                 d if isinstance(d, int) or d.value is not None else f"{value.name}_{a}"
                 for a, d in enumerate(value.shape)
@@ -246,6 +149,7 @@ def name_dimensions(model: ir.Model) -> None:
             value.shape = ir.Shape(dims)
 
 
+@refusing("the model")
 def infer_shapes(model: ir.Model) -> ir.Model:
     """Find out types and shapes, and compute the shape arithmetic that does not depend on the input's content."""
     graph = model.graph
@@ -253,6 +157,7 @@ def infer_shapes(model: ir.Model) -> ir.Model:
     facts = graph.meta[FACTS] = Facts(graph.opset_imports[""])
     control_flow, classical = control.Names(graph), ml.Rewriter(graph)
     waiting = list(graph)[::-1]
+    theirs = set(waiting)
     while waiting:
         node = waiting.pop()
         written = control.write_out(node, facts, control_flow)
@@ -264,7 +169,9 @@ def infer_shapes(model: ir.Model) -> ir.Model:
         try:
             known = not node.domain and not any(a.type in SUBGRAPHS for a in node.attributes.values())
             if known:
+                said = [(y.dtype, y.shape) for y in node.outputs] if node in theirs else []
                 facts.infer(node)
+                refuse_contradictions(node, said)
         except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
             known = False
         if known:
@@ -276,6 +183,24 @@ def infer_shapes(model: ir.Model) -> ir.Model:
                 y.shape, y.type = declared[y.name].shape, declared[y.name].type
     passes.RemoveUnusedNodesPass()(model)
     return model
+
+
+def refuse_contradictions(node: ir.Node, said: Sequence[tuple[ir.DataType | None, ir.Shape | None]]) -> None:
+    """Raise if the file says of an output of a node what cannot be. A free dimension may be any size."""
+    for y, (dtype, shape) in zip(node.outputs, said, strict=False):
+        if shape is None or y.shape is None:
+            continue
+        pairs = zip(shape, y.shape, strict=True) if len(shape) == len(y.shape) else [(0, 1)]
+        if dtype not in (None, y.dtype) or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs):
+            raise InvalidModel(
+                f"the model contradicts itself about {quoted(str(y.name))}: declared {shown(dtype, shape)}, computed "
+                f"{shown(y.dtype, y.shape)}; next: export it again, or remove the declaration"
+            )
+
+
+def shown(dtype: ir.DataType | None, shape: ir.Shape) -> str:
+    """A type as messages have it."""
+    return f"{str(dtype).lower()} [{', '.join(str(d) for d in shape)}]"
 
 
 def declarations(model: ir.Model) -> dict[str, ir.Value]:
@@ -345,8 +270,3 @@ def constant(graph: ir.Graph, name: str, data: Array) -> ir.Value:
     value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:200] + "..."

@@ -9,6 +9,7 @@ accumulating, and collecting what cannot be differentiated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,10 @@ from onnxplain.adapters.gradient.body import emit_body, has_body
 from onnxplain.adapters.gradient.control import subgraphs, why_left
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
 from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIENT, REFUSED, Entry, Rules, refusal
-from onnxplain.errors import Gap
+from onnxplain.errors import Gap, NotDifferentiable
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+LARGEST = 2**31  # elements of a tensor: runtimes count in 32 bits, and we make tables of an axis, of a few bytes each
 FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, *HALVES}
 
 
@@ -84,15 +86,23 @@ def gaps(nodes: Iterable[ir.Node], active: set[ir.Value], rules: Rules = DEFAULT
 def gap(node: ir.Node, active: set[ir.Value], rules: Rules) -> Gap | None:
     """Why a node cannot be passed, as far as that shows without calling its rule; None if it can or need not be."""
     on_the_way = [y for y in node.outputs if y in active]
+    huge = next((v for v in (*reads(node), *node.outputs) if elements(v) > LARGEST), None) if on_the_way else None
     odd = next((y for y in on_the_way if y.dtype not in FLOATS and not quantised(y)), None)
     if on_the_way and find(node, rules) is None:
         return Gap(kind(node), label(node), why_left(node) or refusal(kind(node)))
     if node.op_type != "DequantizeLinear" and any(whole(x) for x in reads(node) if x in active):
         return Gap(kind(node), label(node), "it works on quantised values; next: dequantise them before it")
+    if huge is not None:
+        return Gap(kind(node), label(node), f"{huge.name} has {elements(huge):,} elements, more than {LARGEST:,}")
     if odd is not None:
         what = "of unknown type" if odd.dtype is None else str(odd.dtype).lower()
         return Gap(kind(node), label(node), f"its output is {what}, only floats of 16, 32 and 64 bits are covered")
     return None
+
+
+def elements(value: ir.Value) -> int:
+    """How many there are of a value, as far as its sizes are known: for each sample, if the batch is free."""
+    return 0 if value.shape is None else math.prod(d for d in value.shape if isinstance(d, int))
 
 
 def label(node: ir.Node) -> str:
@@ -147,6 +157,13 @@ def pull_back(
                 contributions = apply(node, emit, sums, active, rules)
         except UnsupportedCase as case:
             found = Gap(kind(node), label(node), str(case))
+        except MemoryError:
+            found = Gap(kind(node), label(node), "its gradient takes more memory than there is")
+        except Exception as error:
+            # Attributes that ONNX does not look at, or a fault of ours: named, and never passed over.
+            what = f"{type(error).__name__}: {error}"[:200]
+            why = f"its rule failed ({what}); next: check its attributes, and if they are right, report a bug"
+            raise NotDifferentiable([Gap(kind(node), label(node), why)]) from error
         if found is not None:
             missing.append(found)
             contributions = [] if stop else zeros(emit, [x for x in reads(node) if x in active])

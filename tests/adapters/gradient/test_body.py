@@ -54,7 +54,7 @@ def test_what_a_graph_inside_an_operator_reads_from_outside_is_not_dropped() -> 
 def test_a_loop_that_would_be_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     differentiate(parsed(LINEAR))
     monkeypatch.setattr(body, "MOST_NODES", 30)
-    with pytest.raises(NotDifferentiable, match="4 turns of [0-9]+ nodes: more than 30"):
+    with pytest.raises(NotDifferentiable, match=r"4 turns of [0-9]+ nodes: more than 30"):
         differentiate(parsed(LINEAR))
 
 

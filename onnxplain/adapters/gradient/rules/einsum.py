@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Expr
+from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase
 from onnxplain.adapters.gradient.facts import Dim
 from onnxplain.adapters.gradient.registry import vjp
+from onnxplain.adapters.gradient.rules.places import LARGEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,8 @@ def on_diagonal(result: Factor, letters: str, x: Expr) -> Expr:
 def eye(x: Expr, first: int, second: int) -> Expr:
     """1 where two axes of x have the same index, 0 elsewhere."""
     size = x.size(first)
+    if size * size > LARGEST:
+        raise UnsupportedCase(f"a diagonal of {size:,} elements: too many to write out")
     shape = [size if a in (first, second) else 1 for a in range(x.rank)]
     return x.emit.constant(np.eye(size, dtype=x.dtype).reshape(shape))
 

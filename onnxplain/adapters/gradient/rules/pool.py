@@ -135,10 +135,11 @@ def along_axis(values: Any, axis: int, like: Expr) -> Expr:
 
 def counted(window: Window, include_pad: bool) -> np.ndarray[Any, np.dtype[np.float64]]:
     """By how many elements each output of a mean divides, along one axis."""
-    first = np.arange(window.count)[:, None] * window.stride - window.before
-    taps = first + np.arange(window.kernel) * window.dilation
+    first = np.arange(window.count) * window.stride - window.before
     low, high = (-window.before, window.size + window.after) if include_pad else (0, window.size)
-    return np.asarray(((taps >= low) & (taps < high)).sum(axis=1), np.float64)
+    # The taps before an end are those whose number is less than its distance by the dilation, rounded up.
+    before_low, before_high = (np.clip(-((first - end) // window.dilation), 0, window.kernel) for end in (low, high))
+    return np.asarray(before_high - before_low, np.float64)
 
 
 @vjp("LpPool")

@@ -15,7 +15,7 @@ import numpy as np
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase
 from onnxplain.adapters.gradient.facts import Array
 from onnxplain.adapters.gradient.registry import vjp
-from onnxplain.adapters.gradient.rules.places import constant, pull, put_back
+from onnxplain.adapters.gradient.rules.places import LARGEST, constant, pull, put_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,8 @@ def resize(
     )
     over = [a % x.rank for a in axes] if axes is not None else list(range(x.rank))
     for line in lines(x, y, over, roi if crop else None, scales, sizes, keep_aspect_ratio_policy):
+        if mode != "nearest" and line.size * line.count > LARGEST:
+            raise UnsupportedCase(f"from {line.size:,} to {line.count:,} elements: too many to write out")
         first, *readings = [how.map(where, line) for where in coordinates(coordinate_transformation_mode, line)]
         if not all(np.abs(other - first).max() < CONTESTED for other in readings):
             raise UnsupportedCase(
@@ -119,6 +121,8 @@ def lines(
         if same and (start, end) == (0.0, 1.0):
             continue
         size, count = x.size(axis), y.size(axis)
+        if not size * count:
+            raise UnsupportedCase("a tensor without elements")
         scale = count / size if factor is None else factor
         if scaled and not count == math.floor(scale * size) == math.floor(np.float32(scale) * np.float32(size)):
             raise UnsupportedCase(

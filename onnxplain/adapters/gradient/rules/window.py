@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, concat
 
+LARGEST = 2**16  # taps of a window, and elements from one to the next: each of them is an operator
+
 
 @dataclass(frozen=True)
 class Window:
@@ -76,6 +78,8 @@ def windows(
     strides = strides or [1] * spatial
     result = []
     for i, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        if max(k, s) > LARGEST:
+            raise UnsupportedCase(f"windows of {k:,} taps, {s:,} apart: too many to write out")
         size, count = x.size(i + 2), y.size(i + 2)
         if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
             total = (-(-size // s) - 1) * s + d * (k - 1) + 1 - size
