@@ -129,9 +129,17 @@ def tensorrt(files: Files, build: bool = True) -> Found:
     """Whether TensorRT-RTX parses the model and builds an engine, ahead of time: that needs no GPU."""
     import tensorrt_rtx as trt
 
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    said: list[str] = []
+
+    class Log(trt.ILogger):
+        def log(self, severity: object, text: str) -> None:
+            if severity == trt.ILogger.Severity.ERROR:
+                said.append(text)
+
+    log = Log()
+    builder = trt.Builder(log)
     network = builder.create_network(0)
-    parser = trt.OnnxParser(network, builder.logger)
+    parser = trt.OnnxParser(network, log)
     start = time.perf_counter()
     if not parser.parse_from_file(str(files.gradient)):
         own = {node.name for node in onnx.load(files.classifier, load_external_data=False).graph.node}
@@ -153,7 +161,7 @@ def tensorrt(files: Files, build: bool = True) -> Found:
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        return {"refused": "the builder returned no engine"}
+        return found | {"refused": f"no engine: {said[-1] if said else ''}"}
     return found | {"build_seconds": time.perf_counter() - parsed, "engine_bytes": engine.nbytes}
 
 
