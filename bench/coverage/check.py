@@ -116,8 +116,10 @@ def tensorrt(files: Files, build: bool = True) -> Found:
     parser = trt.OnnxParser(network, builder.logger)
     start = time.perf_counter()
     if not parser.parse_from_file(str(files.gradient)):
-        reasons = [parser.get_error(i) for i in range(parser.num_errors)]
-        return {"refused": "; ".join(f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in reasons)}
+        own = {node.name for node in onnx.load(files.classifier, load_external_data=False).graph.node}
+        first, *more = [parser.get_error(i) for i in range(parser.num_errors)]
+        where = "the classifier's own" if first.node_name() in own else "our"
+        return {"refused": f"{where} {first.node_operator()} ({1 + len(more)} nodes): {first.desc()}"}
     parsed = time.perf_counter()
     found = {"parse_seconds": parsed - start, "layers": network.num_layers}
     if not build:

@@ -213,7 +213,7 @@ def line(name: str, results: Results) -> tuple[str, ...]:
             f"{before['nodes']} → {after['nodes']}",
             f"{before['weight_bytes'] / 1e6:.0f} → {after['weight_bytes'] / 1e6:.0f}",
             f"{ours['logits_error']:.0e}",
-            gap(ours) + at_kinks(results.get((name, "kinks"), {}), ours),
+            at_kinks(results.get((name, "kinks"), {}), ours) or gap(ours),
             worst(ours["torch_float32"]),
             f"{ours['gradient_to_forward']:.1f}",
         )
@@ -260,10 +260,10 @@ def gap(row: Row) -> str:
 
 
 def at_kinks(row: Row, ours: Row) -> str:
-    """What remains where float64 autograd takes each ReLU as ONNX Runtime took it."""
+    """What is lost, and what of it remains where float64 autograd takes each ReLU as ONNX Runtime took it."""
     if right(ours) or "cosine" not in row or row["key"] != ours["digest"]:
         return ""
-    return f" ({worst(row['cosine'])} with {row['crossed']} activations across their kink)"
+    return f"**{worst(ours['cosine'])}** ({worst(row['cosine'])} with {row['crossed']} activations across their kink)"
 
 
 def worst(cosines: list[float]) -> str:
