@@ -1,7 +1,7 @@
 """Whether a gradient that is not quite that of float64 autograd is so only where ReLU meets its kink.
 
 Float32 rounds some activations to the other side of the kink, and there either slope is right for what was rounded. So
-float64 autograd is asked again, with each ReLU and ReLU6 on the side that ONNX Runtime took.
+float64 autograd is asked again, with each ReLU and ReLU6 on the side that the runtime took.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from bench.coverage.check import Files, Found, batched, cosines, feeds_of, fixed_batch
+from bench.coverage.check import Call, Files, Found, batched, cosines, feeds_of, fixed_batch
 from bench.coverage.export import well_posed
 from bench.coverage.light import light
 from bench.coverage.zoo import ZOO
-from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 
 BOUNDS: dict[Any, float] = {
     functional.relu: np.inf,
@@ -31,15 +30,14 @@ BOUNDS: dict[Any, float] = {
 }
 
 
-def kinks(files: Files) -> Found:
+def kinks(files: Files, load: Callable[[onnx.ModelProto], Call]) -> Found:
     """How many activations are on the other side, and the cosine with float64 autograd that has them there too."""
     nodes = [n for n in onnx.load(files.classifier).graph.node if n.op_type in ("Relu", "Clip")]
     inside = [node.input[0] for node in nodes]
     model, case = onnx.load(files.gradient), np.load(files.case)
     feeds = feeds_of(model, case)
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inside)
-    executor = OnnxRuntimeExecutor(model, threads=1)
-    answer = batched(executor, feeds, fixed_batch(model))
+    answer = batched(load(model), feeds, fixed_batch(model))
     entry = ZOO[files.case.stem]
     net = light(entry.architecture)[1] if entry.source == "light" else well_posed(entry)[0].double()
     crossed, gradients = 0, []

@@ -64,7 +64,8 @@ gradient is not right. Its biases are drawn between 1 and 2 in size, to keep mos
 float32 rounds some to its other side, and a deep random net with small biases makes so much of it that PyTorch's own
 float32 gradient of a ResNet-50 has a cosine of 0.9996 with its float64 gradient. What PyTorch's float32 gradient loses
 with these weights stands beside what ours loses. Where ours is below {RIGHT}, float64 autograd was asked again with
-each ReLU on the side of its kink that ONNX Runtime took: the table says how many are on the other, and what remains.
+each ReLU on the side of its kink that the runtime took: the table says how many are on the other side, and what remains
+(near-ties of max pooling do).
 
 ## How to read the tables
 
@@ -213,7 +214,7 @@ def line(name: str, results: Results) -> tuple[str, ...]:
             f"{before['nodes']} → {after['nodes']}",
             f"{before['weight_bytes'] / 1e6:.0f} → {after['weight_bytes'] / 1e6:.0f}",
             f"{ours['logits_error']:.0e}",
-            at_kinks(results.get((name, "kinks"), {}), ours) or gap(ours),
+            at_kinks({} if stale(name, "kinks", results) else results.get((name, "kinks"), {}), ours) or gap(ours),
             worst(ours["torch_float32"]),
             f"{ours['gradient_to_forward']:.1f}",
         )
@@ -221,7 +222,10 @@ def line(name: str, results: Results) -> tuple[str, ...]:
     if "parse_seconds" in parsed and "build_seconds" not in built:
         engine = "parsed" + (f"; build {engine}" if engine else "")
     marks = ["‡" if stale(name, step, results) else "" for step in RUNTIMES]
-    others = (gap(openvino) + marks[0], engine + (marks[2] if built else marks[1]))
+    others = (
+        (at_kinks(openvino.get("kinks", {}), openvino) or gap(openvino)) + marks[0],
+        engine + (marks[2] if built else marks[1]),
+    )
     return (entry.architecture, entry.exporter, *mine, *others)
 
 
@@ -259,11 +263,11 @@ def gap(row: Row) -> str:
     return text if agrees(row) else f"**wrong: {text}**"
 
 
-def at_kinks(row: Row, ours: Row) -> str:
-    """What is lost, and what of it remains where float64 autograd takes each ReLU as ONNX Runtime took it."""
-    if right(ours) or "cosine" not in row or row["key"] != ours["digest"]:
+def at_kinks(row: Row, of: Row) -> str:
+    """What is lost, and what of it remains where float64 autograd takes each ReLU as the runtime took it."""
+    if right(of) or "cosine" not in row:
         return ""
-    return f"**{worst(ours['cosine'])}** ({worst(row['cosine'])} with {row['crossed']} activations across their kink)"
+    return f"**{worst(of['cosine'])}** ({worst(row['cosine'])} with {row['crossed']} activations across their kink)"
 
 
 def worst(cosines: list[float]) -> str:
