@@ -6,6 +6,7 @@ dimension (the batch) and None for one that nothing is known of.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -111,7 +112,14 @@ class Emit:
 
 
 def in_order(array: Array, name: str) -> ir.TensorProtocol:
-    return ir.tensor(np.ascontiguousarray(array), name=name)
+    """A view of weights as a tensor of its own; of a file that they are mapped from, the memory is given back."""
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    base: Any = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.obj if isinstance(base, memoryview) else base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
+        base.madvise(mmap.MADV_DONTNEED)
+    return tensor
 
 
 class Expr:
