@@ -222,10 +222,9 @@ def openvino() -> Callable[[onnx.ModelProto, dict[str, Any]], dict[str, Any]]:
 
     def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
         compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
-        # An input that nothing reads is no input any more; one that goes straight out has lost its name.
-        known = [next((name for name in port.get_names() if name in feeds), None) for port in compiled.inputs]
-        names = [x.name for x in model.graph.input] if None in known else known
-        values = compiled([feeds[name] for name in names])
+        # By place: an input that goes straight out loses its name. One that nothing reads is no input any more.
+        read = {name for node in model.graph.node for name in node.input}
+        values = compiled([feeds[x.name] for x in model.graph.input if x.name in read])
         return {y.name: values[i] for i, y in enumerate(model.graph.output)}
 
     return run
