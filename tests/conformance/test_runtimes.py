@@ -222,9 +222,10 @@ def openvino() -> Callable[[onnx.ModelProto, dict[str, Any]], dict[str, Any]]:
 
     def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
         compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
-        # By place: an input that goes straight out loses its name. One that nothing reads is no input any more.
-        read = {name for node in model.graph.node for name in node.input}
-        values = compiled([feeds[x.name] for x in model.graph.input if x.name in read])
+        # An input that goes straight out loses its name, and one that has no effect is no input any more.
+        names = [next((name for name in port.get_names() if name in feeds), None) for port in compiled.inputs]
+        rest = iter([x.name for x in model.graph.input if x.name not in names])
+        values = compiled([feeds[next(rest) if name is None else name] for name in names])
         return {y.name: values[i] for i, y in enumerate(model.graph.output)}
 
     return run
