@@ -148,11 +148,22 @@ class Expr:
 
     @property
     def constant(self) -> Array | None:
-        """The value, if it is known now."""
+        """The value, if it is known now.
+
+        One that is constant but cannot be computed here is refused: taken for something that changes, it would feed
+        both directions, and OpenVINO, which computes it beforehand and packs it once, gives one of them wrong.
+        """
         if self.value.const_value is not None:
             return self.value.const_value.numpy()
         data = self.emit.facts.data(self.value)
-        return data if data is not None else self.emit.facts.compute(self.value)
+        if data is None and self.value in self.emit.facts.fixed:
+            data = self.emit.facts.compute(self.value)
+            if data is None:
+                raise UnsupportedCase(
+                    f"{self.value.name} is computed from constants, in a way that is not computed beforehand here; "
+                    "next: fold the constants of the model"
+                )
+        return data
 
     def size(self, axis: int) -> int:
         """A dimension that must be known now."""

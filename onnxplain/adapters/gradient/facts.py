@@ -42,8 +42,9 @@ COMPUTED = frozenset(
 # And of this, weights that are written as what they are made of.
 WEIGHTS = frozenset(
     (
-        "DequantizeLinear", "Dropout", "Exp", "Gemm", "Log", "MatMul", "Mean", "Pad", "QuantizeLinear", "ReduceL2",
-        "ReduceMean", "ReduceSumSquare", "Relu", "Sigmoid", "Softplus", "Sum", "Tanh", "Trilu",
+        "BatchNormalization", "DequantizeLinear", "Dropout", "Exp", "Gemm", "InstanceNormalization",
+        "LayerNormalization", "Log", "LpNormalization", "MatMul", "Mean", "Pad", "QuantizeLinear", "ReduceL1",
+        "ReduceL2", "ReduceMean", "ReduceSumSquare", "Relu", "Sigmoid", "Softmax", "Softplus", "Sum", "Tanh", "Trilu",
     )
 )  # fmt: skip
 # Operators of which ONNX's inference says nothing, or not the shape: their output is like their first input.

@@ -379,3 +379,31 @@ def test_no_branch_is_dropped(what: str) -> None:
         differentiate(proto)
     assert op in {gap.op for gap in caught.value.gaps}
     assert op in {gap.op for gap in coverage(proto).gaps}
+
+
+@pytest.mark.parametrize("op", ["Tanh", "BatchNormalization"])
+def test_weights_that_are_computed_from_constants_get_a_copy_too(op: str) -> None:
+    """As nets with standardised weights have them: the way back has an initializer of its own, and not the result."""
+    size = 600  # more elements than what tells a shape ever has
+    more = "BatchNormalization<training_mode = 1>(w0, s, b, m, v)" if op == "BatchNormalization" else "Tanh(w0)"
+    outputs = "w, m2, v2" if op == "BatchNormalization" else "w"
+    proto = model(
+        f"net (float[N, {size}] x) => (float[N, {size}] y) {{ {outputs} = {more} y = MatMul(x, w) }}",
+        w0=RNG.normal(size=(size, size)).astype(np.float32),
+        **{name: np.ones(size, np.float32) for name in "sbmv"},
+    )
+    made = differentiate(proto)
+    (w,) = [node.input[1] for node in made.graph.node if node.op_type == "MatMul" and node.output[0] == "y"]
+    (back,) = [node for node in made.graph.node if node.op_type == "MatMul" and node.output[0] != "y"]
+    assert w not in back.input
+    assert back.input[1] in {tensor.name for tensor in made.graph.initializer}
+
+
+def test_a_constant_weight_that_cannot_be_computed_is_refused() -> None:
+    """Feeding both directions with it is what OpenVINO gets wrong."""
+    proto = model(
+        "net (float[N, 600] x) => (float[N, 600] y) { w = Sinh(w0) y = MatMul(x, w) }",
+        w0=RNG.normal(size=(600, 600)).astype(np.float32),
+    )
+    with pytest.raises(NotDifferentiable, match="fold the constants"):
+        differentiate(proto)
