@@ -15,7 +15,7 @@ from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient.batch import free_batch
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, finish, gradients_of, make_way, named
-from onnxplain.adapters.gradient.expr import Emit, Expr, op
+from onnxplain.adapters.gradient.expr import Emit, Expr
 from onnxplain.adapters.gradient.head import classes, find_logits
 from onnxplain.adapters.gradient.image import as_float, fix_size, fold, image_input
 from onnxplain.adapters.gradient.objective import value_and_cotangent
@@ -88,8 +88,7 @@ def gradient_graph(
     target = ir.Value(name=TARGET, shape=ir.Shape([batch, count]), type=ir.TensorType(ir.DataType.FLOAT))
     kinds = ir.Value(name=OBJECTIVE, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.extend([target, kinds])
-    t = Expr(z.emit, target)
-    t = t if z.dtype == t.dtype else op("Cast", t, to=int(z.value.dtype or ir.DataType.DOUBLE))
+    t = Expr(z.emit, target).cast(z.value.dtype or ir.DataType.DOUBLE)
     with blaming(model):
         value, cotangent = value_and_cotangent(z, t, Expr(z.emit, kinds), Head(head))
         gradients = gradients_of(ours, z.emit, {z.value: cotangent}, [x.value], rules, on_unsupported)

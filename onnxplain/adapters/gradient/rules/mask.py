@@ -19,7 +19,7 @@ def keep(g: Expr, mask: Expr) -> Expr:
 
 
 def as_number(mask: Expr, like: Expr) -> Expr:
-    return op("Cast", mask, to=int(like.value.dtype or ir.DataType.FLOAT))
+    return mask.cast(like.value.dtype or ir.DataType.FLOAT)
 
 
 def above(y: Expr, bound: float | Expr) -> Expr:
