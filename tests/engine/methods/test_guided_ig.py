@@ -55,9 +55,7 @@ def test_published_case_bounded() -> None:
 
 
 def test_many_anchors_lead_back_to_the_straight_line() -> None:
-    few, many = (
-        attribute(BOWL, (3, 3), (0, 0), steps=4000, bound=Bound.ANCHORS, anchors=count) for count in (1, 199)
-    )
+    few, many = (attribute(BOWL, (3, 3), (0, 0), steps=4000, bound=Bound.ANCHORS, anchors=count) for count in (1, 199))
     straight = np.array([54, 27])
     assert np.abs(many - straight).max() < 0.2 < 4 < np.abs(few - straight).max()
 
