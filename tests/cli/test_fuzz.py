@@ -24,7 +24,7 @@ def world(tmp_path_factory):
 
 FLAGS = [
     "-o", "--method", "--set", "--target", "--seed", "--reduce", "--preprocess", "--output-name", "-b", "--threads",
-    "--on", "--overwrite", "--format", "--protocol", "--step", "--key", "--image", "--curves", "--classifier",
+    "--on", "--overwrite", "--format", "--protocol", "--step", "--key", "--image", "--curves", "--classifier", "--background",
     "--no-verify", "-v", "-q", "--progress", "--traceback=", "--",
 ]  # fmt: skip
 VALUES = [

@@ -58,10 +58,12 @@ def test_the_points_are_blurs_of_the_image(grid: Grid, sigmas: list[float]) -> N
 
 
 def test_the_gap_is_reported() -> None:
+    """One step has nothing to go by, since a sharp image does not change under the first hundredth of a blur."""
     toy, x = toys.picture_net(), np.random.default_rng(0).random((3, 8, 8))
-    coarse, fine = (toys.explain(BlurIG(steps=n, max_sigma=3.0), toy, x).diagnostics for n in (3, 300))
+    coarse, fine = (toys.explain(BlurIG(steps=n, max_sigma=3.0), toy, x).diagnostics for n in (1, 300))
     assert coarse["change"] == pytest.approx(fine["change"])
-    assert fine["completeness_gap"] < 0.01 < coarse["completeness_gap"]
+    assert coarse["completeness_gap"] == 1
+    assert fine["completeness_gap"] < 0.02
 
 
 def test_rows() -> None:

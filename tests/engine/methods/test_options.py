@@ -66,8 +66,8 @@ def test_from_options(id: str, options: dict[str, str], expected: Method | None)
         (
             "ig",
             {"baseline": "white"},
-            "ig: baseline: expected black or mean_colour or average or average_scalar or gaussian or uniform or blur or "
-            "an array (from Python only), got 'white'",
+            "ig: baseline: expected black or mean_colour or average or average_scalar or gaussian or uniform or "
+            "blur or an array (from Python only), got 'white'",
         ),
         ("isa", {"eta1": "nan"}, "isa: eta1: expected a number, got 'nan'"),
         ("isa", {"eta1": "1e400"}, "isa: eta1: expected a number, got '1e400'"),
