@@ -58,13 +58,13 @@ def command(
 ) -> int:  # fmt: skip
     """Explain photos: a heatmap file (.npz) and an overlay picture (.png) for each photo and method.
 
-      Each file is written when its photo is done. A photo that cannot be read does not stop the others.
+    Each file is written when its photo is done. A photo that cannot be read does not stop the others.
 
-      \b
-      Example:
-        onnxplain explain model.onnx photo.jpg --method isa -o out
-        onnxplain explain model.onnx photos/ --method isa --method ig --set ig.steps=100 -o out --format csv
-    onnxplain explain model.onnx photos/ --method eg --background photos/ -o out
+    \b
+    Example:
+      onnxplain explain model.onnx photo.jpg --method isa -o out
+      onnxplain explain model.onnx photos/ --method isa --method ig --set ig.steps=100 -o out --format csv
+      onnxplain explain model.onnx photos/ --method eg --background photos/ -o out
     """
     from onnxplain.engine.atomic import writable_folder
     from onnxplain.engine.methods import from_options
