@@ -80,13 +80,13 @@ class SmoothGrad:
         return self.samples
 
     def __call__(self, x: Array, task: Task) -> Program[Attribution]:
-        std = self.noise * float(x.max() - x.min()) if self.relative else self.noise
+        std = self.noise * (float(x.max()) - float(x.min())) if self.relative else self.noise
         # float64, where the squares of float32 gradients are exact and their sums do not cancel
         total, squares = np.zeros(x.shape), np.zeros(x.shape)
         for first in range(0, self.samples, AT_ONCE):
             count = min(AT_ONCE, self.samples - first)
-            copies = (x + std * task.rng.normal(size=(count, *x.shape))).astype(x.dtype)
-            gradients = (yield Points(copies, task.objective(self.objective))).gradient.astype(np.float64)
+            noise = (std * task.rng.normal(size=(count, *x.shape))).astype(x.dtype)
+            gradients = (yield Points(x + noise, task.objective(self.objective))).gradient.astype(np.float64)
             total += gradients.sum(axis=0)
             squares += (gradients**2).sum(axis=0)
         mean, mean_square = total / self.samples, squares / self.samples
