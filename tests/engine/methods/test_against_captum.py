@@ -56,10 +56,10 @@ def in_torch(x: Array) -> Any:
     return torch.from_numpy(x).requires_grad_()
 
 
-def integrated(rule: str) -> Callable[[Any, Array, Array], Array]:
+def integrated(rule: str, steps: int = STEPS) -> Callable[[Any, Array, Array], Array]:
     def attribute(net: Any, x: Array, classes: Array) -> Array:
         method = captum.IntegratedGradients(net)
-        told = {"target": torch.from_numpy(classes), "n_steps": STEPS, "method": rule}
+        told = {"target": torch.from_numpy(classes), "n_steps": steps, "method": rule}
         return np.asarray(method.attribute(in_torch(x), **told).detach())
 
     return attribute
