@@ -17,7 +17,7 @@ from onnxplain.cli.terminal import terminal
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Spelt out, since asking the engine would import it; a test holds them against it.
-METHODS = "isa, credible, ig, saliency"
+METHODS = "isa, credible, ig, saliency, rise, rise-repo, occlusion, lime, lime-repo, kernel-shap"
 PROTOCOLS = "rise, agi_isa, agi_isa-union"
 REDUCTIONS = ("sum", "abs_sum", "max_abs")
 

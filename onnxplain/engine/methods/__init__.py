@@ -10,24 +10,38 @@ from onnxplain.engine.methods.baselines import Baseline
 from onnxplain.engine.methods.credible_path import Alphas, Constraint, CrediblePath
 from onnxplain.engine.methods.integrated_gradients import IntegratedGradients
 from onnxplain.engine.methods.isa import ISA
-from onnxplain.engine.methods.method import Method, Task
+from onnxplain.engine.methods.kernel_shap import KernelSHAP
+from onnxplain.engine.methods.lime import LIME, Distance, Draws, Regression
+from onnxplain.engine.methods.method import Method, Task, forward_only
+from onnxplain.engine.methods.occlusion import Occlusion
 from onnxplain.engine.methods.options import parse, plain, suggest
 from onnxplain.engine.methods.quadrature import Rule
+from onnxplain.engine.methods.rise import RISE
 from onnxplain.engine.methods.saliency import Saliency
+from onnxplain.engine.methods.superpixels import Segments
 from onnxplain.errors import UsageError
 
 __all__ = [
     "ISA",
+    "LIME",
     "METHODS",
+    "RISE",
     "Alphas",
     "Baseline",
     "Constraint",
     "CrediblePath",
+    "Distance",
+    "Draws",
     "IntegratedGradients",
+    "KernelSHAP",
     "Method",
+    "Occlusion",
+    "Regression",
     "Rule",
     "Saliency",
+    "Segments",
     "Task",
+    "forward_only",
     "from_options",
     "to_dict",
 ]
@@ -40,6 +54,12 @@ METHODS: dict[str, Method] = {
         CrediblePath(),
         IntegratedGradients(),
         Saliency(),
+        RISE(),
+        RISE.repo(),
+        Occlusion(),
+        LIME(),
+        LIME.repo(),
+        KernelSHAP(),
     )
 }
 

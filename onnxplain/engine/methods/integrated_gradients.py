@@ -42,7 +42,7 @@ class IntegratedGradients:
 
     def __call__(self, x: Array, task: Task) -> Program[Attribution]:
         objective = task.objective(self.objective)
-        start = baseline_of(x, self.baseline, task.space, "IG")
+        start = baseline_of(x, self.baseline, task, "IG")
         t, w = quadrature(self.rule, self.steps)
         path = yield Line(start[None], (x - start)[None], t[None], w[None], objective)
         values = (x - start) * path.gradient[0]
