@@ -60,8 +60,8 @@ def open(
         output: the name of the logits, where the model has several float outputs.
         head: "softmax" or "sigmoid"; None: as the model ends, see `gradient_model`.
         input_shape: the sizes that a classifier leaves open, such as (3, 224, 224).
-        gradient: False opens the forward half only, for scoring heatmaps and for methods that ask no gradient; the model
-            need not be differentiable then.
+        gradient: False opens the forward half only, for scoring heatmaps and for methods that ask no gradient; the
+            model need not be differentiable then.
         range: the valid values of an input without preprocessing, for methods that work in pixel units.
         threads: of the runtime inside one operator; 0 lets it decide.
         on_unsupported: what an operator without a gradient is, as in `differentiate`.

@@ -7,7 +7,12 @@ from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
 from onnxplain.engine.methods.baselines import Baseline
+from onnxplain.engine.methods.blur_ig import BlurIG, Grid
 from onnxplain.engine.methods.credible_path import Alphas, Constraint, CrediblePath
+from onnxplain.engine.methods.expected_gradients import ExpectedGradients
+from onnxplain.engine.methods.fast_ig import FastIG, Zero
+from onnxplain.engine.methods.gradient_x_input import GradientXInput
+from onnxplain.engine.methods.guided_ig import Bound, GuidedIG
 from onnxplain.engine.methods.integrated_gradients import IntegratedGradients
 from onnxplain.engine.methods.isa import ISA
 from onnxplain.engine.methods.kernel_shap import KernelSHAP
@@ -18,6 +23,7 @@ from onnxplain.engine.methods.options import parse, plain, suggest
 from onnxplain.engine.methods.quadrature import Rule
 from onnxplain.engine.methods.rise import RISE
 from onnxplain.engine.methods.saliency import Saliency
+from onnxplain.engine.methods.smoothgrad import SmoothGrad, Statistic
 from onnxplain.engine.methods.superpixels import Segments
 from onnxplain.errors import UsageError
 
@@ -28,10 +34,17 @@ __all__ = [
     "RISE",
     "Alphas",
     "Baseline",
+    "BlurIG",
+    "Bound",
     "Constraint",
     "CrediblePath",
     "Distance",
     "Draws",
+    "ExpectedGradients",
+    "FastIG",
+    "GradientXInput",
+    "Grid",
+    "GuidedIG",
     "IntegratedGradients",
     "KernelSHAP",
     "Method",
@@ -40,7 +53,10 @@ __all__ = [
     "Rule",
     "Saliency",
     "Segments",
+    "SmoothGrad",
+    "Statistic",
     "Task",
+    "Zero",
     "forward_only",
     "from_options",
     "to_dict",
@@ -53,7 +69,22 @@ METHODS: dict[str, Method] = {
         ISA(),
         CrediblePath(),
         IntegratedGradients(),
+        IntegratedGradients.average(),
+        IntegratedGradients.gaussian(),
+        ExpectedGradients(),
+        GuidedIG(),
+        GuidedIG.isa(),
+        FastIG(),
+        FastIG.isa(),
+        BlurIG(),
         Saliency(),
+        Saliency.isa(),
+        SmoothGrad(),
+        SmoothGrad.squared(),
+        SmoothGrad.variance(),
+        SmoothGrad.pair(),
+        SmoothGrad.captum(),
+        GradientXInput(),
         RISE(),
         RISE.repo(),
         Occlusion(),

@@ -22,8 +22,8 @@ from onnxplain.errors import BackendMissing, UsageError
 class KernelSHAP:
     """A_i = phi_s for the superpixel s of pixel i; phi minimises sum_S k(S) (v(S) - v({}) - sum_{s in S} phi_s)^2.
 
-    v(S) = F(x with all superpixels but those in S replaced by the baseline), k(S) = (M - 1) / (C(M, |S|) |S| (M - |S|)),
-    and sum phi = F(x) - F(x') is kept exactly. If the 2^M - 2 coalitions of M superpixels are no more than `samples`,
+    v(S) = F(x with the superpixels outside S replaced by the baseline), k(S) = (M - 1) / (C(M, |S|) |S| (M - |S|)), and
+    sum phi = F(x) - F(x') is kept exactly. If the 2^M - 2 coalitions of M superpixels are no more than `samples`,
     all of them are asked, and phi are the Shapley values; otherwise `samples` are drawn in proportion to k, each
     beside its complement. `segments` cuts the superpixels, or is their map (H, W). F is `objective` of the class, by
     default its logit. phi has the units of F. At most `samples` + 2 forward rows.
@@ -86,7 +86,8 @@ class KernelSHAP:
 
 def every_coalition(count: int) -> tuple[Array, Array]:
     """All coalitions but the empty and the full one, bool (2^M - 2, M), and their weights in the kernel."""
-    kept, weights = np.zeros((2**count - 2, count), bool), []
+    kept = np.zeros((2**count - 2, count), bool)
+    weights: list[float] = []
     for size in range(1, count):
         for members in combinations(range(count), size):
             kept[len(weights), members] = True

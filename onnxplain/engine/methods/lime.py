@@ -60,7 +60,7 @@ class Draws(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class LIME:
-    """A_i = w_s for the superpixel s of pixel i, where w minimises sum_j pi_j (F(z_j) - w_0 - <w, z'_j>)^2 + penalty(w).
+    """A_i = w_s for the superpixel s of pixel i; w minimises sum_j pi_j (F(z_j) - w_0 - <w, z'_j>)^2 + penalty(w).
 
     z'_j (0 or 1 for each superpixel) says what sample j keeps of the image, z_j is that image with the rest replaced,
     pi_j = exp(-D(z'_j)^2 / width^2) with the `distance` D. The first of the `samples` is x itself, the others are
@@ -104,8 +104,8 @@ class LIME:
 
         Its kernel is the square root of the paper's at width 1/4, which is the paper's at width sqrt(2)/4.
         """
-        own = {"draws": Draws.COINS, "distance": Distance.COSINE, "width": sqrt(2) / 4, "regression": Regression.RIDGE}
-        return cls(**{"id": "lime-repo"} | own | changes)
+        own: dict[str, Any] = {"draws": Draws.COINS, "distance": Distance.COSINE, "width": sqrt(2) / 4}
+        return cls(**{"id": "lime-repo", "regression": Regression.RIDGE} | own | changes)
 
     def rows(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002 (the same for every shape)
         return self.samples
@@ -113,8 +113,8 @@ class LIME:
     def __call__(self, x: Array, task: Task) -> Program[Attribution]:
         cut = superpixels(x, self.segments, task, "LIME")
         count = int(cut.max()) + 1
-        means = self.baseline is None
-        baseline = mean_colours(x, cut, task) if means else baseline_of(x, self.baseline, task, "LIME")
+        given = self.baseline
+        baseline = mean_colours(x, cut, task) if given is None else baseline_of(x, given, task, "LIME")
 
         kept = self.draw(task.rng, count)
         values = yield from coalition_values(x, baseline, kept, cut, self.objective, task)

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.engine.methods.method import Array, Task, channel_axis
+from onnxplain.engine.methods.method import AT_ONCE, Array, Task, channel_axis
 from onnxplain.engine.requests import Kind, Logits, Request
 from onnxplain.engine.space import Space
-
-CHUNK = 32  # masked images in memory at once, of one image that is explained
 
 
 def picture_shape(x: Array, space: Space) -> tuple[int, ...]:
@@ -20,13 +18,11 @@ def picture_shape(x: Array, space: Space) -> tuple[int, ...]:
 
 
 def chunks(count: int) -> Iterator[slice]:
-    """0 ... count in runs of CHUNK."""
-    return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+    """0 ... count in runs of as many images as are asked at once."""
+    return (slice(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE))
 
 
-def masked_values(
-    x: Array, baseline: Array, masks: Array, kind: Kind, task: Task
-) -> Generator[Request, Any, Array]:
+def masked_values(x: Array, baseline: Array, masks: Array, kind: Kind, task: Task) -> Generator[Request, Any, Array]:
     """F(m * x + (1 - m) * baseline) for each mask m, float64 (n,), in one request.
 
     `masks` (n, H, W), or (n, ...) in the shape of the picture, is 1 where the image stays and 0 where it is replaced.

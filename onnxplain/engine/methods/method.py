@@ -21,6 +21,8 @@ MOST_STEPS = 100_000  # of a path
 MOST_WALK = 10_000  # steps of a sign-gradient walk
 MOST_ETA = 1.0  # of such a step, in pixel units: from black to white
 
+AT_ONCE = 16  # images in one request of a method that has many: they fill batches, and do not fill the memory
+
 # The objectives whose target is the class to explain; the others are distances to given outputs.
 CLASS_KINDS = (Kind.LOGIT, Kind.PROB, Kind.LOGPROB, Kind.CE, Kind.CE_ON_PROBS, Kind.PROB_ON_PROBS)
 

@@ -52,7 +52,7 @@ def is_the_mean_over_windows(make: Make) -> None:
 
 
 def is_the_expectation(make: Make) -> None:
-    """A is E[F(x * m) m] / p within 5 standard errors: all 16 grids of 2 x 2 cells with all 4 shifts are gone through."""
+    """A is E[F(x * m) m] / p within 5 standard errors, by all 16 grids of 2 x 2 cells with all 4 shifts."""
     toy, p, masks = toys.picture_net(5, (1, 4, 4)), 0.3, 3000
     x = np.random.default_rng(4).random((1, 4, 4))
     at = (np.arange(6) + 0.5) / 3 - 0.5  # pixels of the enlarged grid in cells, whose centres are 0 and 1

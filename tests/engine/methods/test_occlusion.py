@@ -78,9 +78,7 @@ def test_it_is_captums_on_real_classifiers(model: str, photos: str, window: int,
     x = np.stack([to_input(load_image(photo, spec)) for photo in sorted((DATA / photos).glob("*.*"))[:2]])
     with ox.open(path, preprocess=spec, gradient=False) as explainer:
         for image in x:
-            (ours,) = explainer.explain(
-                image[None], Occlusion(window=window, stride=stride, objective=Kind.LOGIT)
-            )
+            (ours,) = explainer.explain(image[None], Occlusion(window=window, stride=stride, objective=Kind.LOGIT))
             zero = np.broadcast_to(explainer.space.zero, image.shape).astype(np.float32)
             theirs = captums(explainer.logits, image[None], zero[None], ours.target, window, stride)[0]
             assert stats.spearmanr(ours.attribution.sum(0).ravel(), theirs[0].ravel()).statistic > 0.999

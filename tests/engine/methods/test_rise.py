@@ -64,8 +64,8 @@ def test_the_map_is_the_mean_of_masks_by_their_scores() -> None:
 def test_masks_come_in_chunks_that_change_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never all masks at once; however they are cut, they are the same."""
     small, one = asked(RISE(masks=100), X, Space.pixels(), two_classes)
-    assert [len(rows) for rows in small] == [32, 32, 32, 4]
-    monkeypatch.setattr(masked, "CHUNK", 100)
+    assert [len(rows) for rows in small] == [16] * 6 + [4]
+    monkeypatch.setattr(masked, "AT_ONCE", 100)
     whole, other = asked(RISE(masks=100), X, Space.pixels(), two_classes)
     np.testing.assert_array_equal(np.concatenate(small), whole[0])
     np.testing.assert_allclose(one.values, other.values, rtol=1e-12)
