@@ -67,7 +67,7 @@ def command(
       onnxplain explain model.onnx photos/ --method eg --background photos/ -o out
     """
     from onnxplain.engine.atomic import writable_folder
-    from onnxplain.engine.methods import from_options
+    from onnxplain.engine.methods import forward_only, from_options
     from onnxplain.explainer import open
     from onnxplain.files import explain_photos, find_photos, plan_results, summary, with_background
 
@@ -78,7 +78,8 @@ def command(
         terminal().say(f"skipped {path}: not an image")
     results = list(plan_results(photos, ids, output, overwrite=overwrite).values())
     with options.warnings_said():
-        opened = open(model, **opening, on_unsupported=on_unsupported)
+        gradient = not all(map(forward_only, methods))
+        opened = open(model, **opening, gradient=gradient, on_unsupported=on_unsupported)
     with opened as explainer:
         for note in explainer.notes:
             terminal().say(note, 1)

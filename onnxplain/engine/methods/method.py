@@ -63,6 +63,11 @@ class Method(Protocol):
         ...
 
 
+def forward_only(method: Method) -> bool:
+    """Whether a method asks no gradient, and so needs none of the model; it says so by `forward_only = True`."""
+    return bool(getattr(method, "forward_only", False))
+
+
 def spread(map: Array, x: Array, space: Space) -> Array:
     """A map (H, W) as an attribution of image `x`: the same in all of its C channels, so that they sum to the map."""
     axis = channel_axis(x, space)
