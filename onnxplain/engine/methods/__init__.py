@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from onnxplain.engine.methods.baselines import Baseline
 from onnxplain.engine.methods.credible_path import Alphas, Constraint, CrediblePath
 from onnxplain.engine.methods.integrated_gradients import IntegratedGradients
-from onnxplain.engine.methods.isa import ISA
+from onnxplain.engine.methods.isa import ISA, DeltaLoss
 from onnxplain.engine.methods.method import Method, Task
 from onnxplain.engine.methods.options import parse, plain, suggest
 from onnxplain.engine.methods.quadrature import Rule
@@ -23,6 +23,7 @@ __all__ = [
     "Baseline",
     "Constraint",
     "CrediblePath",
+    "DeltaLoss",
     "IntegratedGradients",
     "Method",
     "Rule",
@@ -37,6 +38,8 @@ METHODS: dict[str, Method] = {
     method.id: method
     for method in (
         ISA(),
+        ISA.repo(),
+        ISA.table1(),
         CrediblePath(),
         IntegratedGradients(),
         Saliency(),
