@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
+from onnxplain.engine.methods.agi import AGI
 from onnxplain.engine.methods.baselines import Baseline
+from onnxplain.engine.methods.big import BIG, Attack
 from onnxplain.engine.methods.credible_path import Alphas, Constraint, CrediblePath
 from onnxplain.engine.methods.integrated_gradients import IntegratedGradients
 from onnxplain.engine.methods.isa import ISA, DeltaLoss
@@ -17,9 +19,12 @@ from onnxplain.engine.methods.saliency import Saliency
 from onnxplain.errors import UsageError
 
 __all__ = [
+    "AGI",
+    "BIG",
     "ISA",
     "METHODS",
     "Alphas",
+    "Attack",
     "Baseline",
     "Constraint",
     "CrediblePath",
@@ -41,6 +46,11 @@ METHODS: dict[str, Method] = {
         ISA.repo(),
         ISA.table1(),
         CrediblePath(),
+        AGI(),
+        AGI.repo(),
+        BIG(),
+        BIG.reference(),
+        BIG.isa(),
         IntegratedGradients(),
         Saliency(),
     )

@@ -75,8 +75,8 @@ class ISA:
     with the step and the spread of the paper:
         `noise_std`   every gradient is taken at x_t + noise, N(0, noise_std^2) in pixel units, drawn anew for each of
                       them; so both walks need a first gradient of their own (t1 + t2 rows)
-        `reg_lambda`  L is L - reg_lambda * |x| on the way up, L + reg_lambda * |x| on the way down: the norm is Euclidean, of
-                      x_t without its noise, in pixel units
+        `reg_lambda`  L is L - reg_lambda * |x| on the way up, L + reg_lambda * |x| on the way down: the norm is
+                      Euclidean, that of x_t without its noise, in pixel units
         `delta_loss`  `evaluated`: the change of the loss is that from the first to the last of the losses met on the
                       way, noise and penalty included, hence over T - 1 steps; no forward rows
         `mask_ascent` false: removed features too take the steps up; they are scored no more
