@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,7 @@ class AGI:
     @classmethod
     def repo(cls, **changes: Any) -> AGI:
         """The released code: each step starts from the image again."""
-        released: dict[str, Any] = {"id": "agi-repo", "restart": True}
-        return cls(**released | changes)
+        return replace(cls(id="agi-repo", restart=True), **changes)
 
     def rows(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002 (the same for every shape)
         return 1 + self.k * (2 * self.m - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -99,27 +99,27 @@ class BIG:
     @classmethod
     def reference(cls, **changes: Any) -> BIG:
         """The authors' code: L2-PGD as Foolbox does it, and ten points by Captum's trapezoid rule."""
-        released: dict[str, Any] = {
-            "id": "big-reference",
-            "steps": 10,
-            "rule": Rule.CAPTUM_TRAPEZOID,
-            "attack": Attack.L2_PGD,
-            "attack_steps": 40,
-            "earliest": False,
-        }
-        return cls(**released | changes)
+        released = cls(
+            id="big-reference",
+            steps=10,
+            rule=Rule.CAPTUM_TRAPEZOID,
+            attack=Attack.L2_PGD,
+            attack_steps=40,
+            earliest=False,
+        )
+        return replace(released, **changes)
 
     @classmethod
     def isa(cls, **changes: Any) -> BIG:
         """BIG as the comparison in the released code of ISA has it: all steps are taken, a softmax twice in L."""
-        released: dict[str, Any] = {
-            "id": "big-isa",
-            "rule": Rule.CAPTUM_TRAPEZOID,
-            "objective": Kind.PROB,
-            "attack_objective": Kind.CE_ON_PROBS,
-            "earliest": False,
-        }
-        return cls(**released | changes)
+        released = cls(
+            id="big-isa",
+            rule=Rule.CAPTUM_TRAPEZOID,
+            objective=Kind.PROB,
+            attack_objective=Kind.CE_ON_PROBS,
+            earliest=False,
+        )
+        return replace(released, **changes)
 
     def integral(self, start: Array | Baseline = Baseline.BLACK) -> IntegratedGradients:
         """Integrated gradients from `start`."""

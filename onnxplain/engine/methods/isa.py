@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -125,28 +125,27 @@ class ISA:
     @classmethod
     def repo(cls, **changes: Any) -> ISA:
         """The released code with its default parameters, image by image; all features are ranked."""
-        released: dict[str, Any] = {
-            "id": "isa-repo",
-            "eta1": 0.004,
-            "eta2": 0.004,
-            "s": 1.3,
-            "objective": Kind.CE_ON_PROBS,
-            "literal": True,
-            "noise_std": 0.05,
-            "reg_lambda": 0.01,
-            "delta_loss": DeltaLoss.EVALUATED,
-            "mask_ascent": False,
-            "divide_one": False,
-            "times_input": True,
-            "eps": 1e-6,
-        }
-        return cls(**released | changes)
+        released = cls(
+            id="isa-repo",
+            eta1=0.004,
+            eta2=0.004,
+            s=1.3,
+            objective=Kind.CE_ON_PROBS,
+            literal=True,
+            noise_std=0.05,
+            reg_lambda=0.01,
+            delta_loss=DeltaLoss.EVALUATED,
+            mask_ascent=False,
+            divide_one=False,
+            times_input=True,
+            eps=1e-6,
+        )
+        return replace(released, **changes)
 
     @classmethod
     def table1(cls, **changes: Any) -> ISA:
         """The released code with the parameters of the paper's table 1, and the tail that it drops."""
-        published: dict[str, Any] = {"id": "isa-table1", "eta1": 0.002, "eta2": 0.002, "s": 1.1, "drop_tail": True}
-        return cls.repo(**published | changes)
+        return replace(cls.repo(id="isa-table1", eta1=0.002, eta2=0.002, s=1.1, drop_tail=True), **changes)
 
     @property
     def walks(self) -> list[Walk]:
