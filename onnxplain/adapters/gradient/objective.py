@@ -31,8 +31,11 @@ def value_and_cotangent(z: Expr, t: Expr, kind: Expr, head: Head) -> tuple[Expr,
 def softmax_cases(z: Expr, t: Expr) -> Mapping[Kind, tuple[Expr, Expr]]:
     """Terms whose sum over classes is ψ, and ∂ψ/∂z, of the kinds that go through the head; Σ is over classes."""
 
+    ones = z.emit.constant(np.ones((z.size(1), 1), z.dtype))
+
     def total(x: Expr) -> Expr:
-        return x.sum([1], keepdims=True)
+        """Not by ReduceSum: ONNX Runtime's adds in an order that depends on where in memory a row of a batch lies."""
+        return x @ ones
 
     def through_softmax(s: Expr, v: Expr) -> Expr:
         """The cotangent of the argument of s = softmax(·), given that of s."""
