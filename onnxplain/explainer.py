@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY
+from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY, without_layers
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.read import ModelLike
-from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, notes_of, properties
-from onnxplain.engine.drive import GRADIENT, LOGITS, Model, Outcome, Usage, drive, run
+from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
+from onnxplain.engine.drive import BIASES, GRADIENT, LAYERS, LOGITS, Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
-from onnxplain.engine.executors.protocol import Closing
+from onnxplain.engine.executors.protocol import Closing, Executor
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import Method, Task, to_dict
 from onnxplain.engine.requests import Array, Gradients, Head, Kind, Logits, Objective, Points, Program
@@ -43,6 +43,7 @@ def open(
     output: str | None = None,
     head: str | None = None,
     input_shape: Sequence[int] | None = None,
+    layers: str | Sequence[str] = "auto",
     gradient: bool = True,
     range: tuple[float, float] | None = None,
     threads: int = 0,
@@ -60,6 +61,7 @@ def open(
         output: the name of the logits, where the model has several float outputs.
         head: "softmax" or "sigmoid"; None: as the model ends, see `gradient_model`.
         input_shape: the sizes that a classifier leaves open, such as (3, 224, 224).
+        layers: for methods that look inside, as in `gradient_model`. They cost nothing until such a method asks.
         gradient: False opens the forward half only, for scoring heatmaps; the model need not be differentiable then.
         range: the valid values of an input without preprocessing, for methods that work in pixel units.
         threads: of the runtime inside one operator; 0 lets it decide.
@@ -72,7 +74,7 @@ def open(
     """
     if on != "cpu":
         raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
-    how: dict[str, Any] = {"head": head, "input_shape": input_shape, "gradient": gradient}
+    how: dict[str, Any] = {"head": head, "input_shape": input_shape, "layers": layers, "gradient": gradient}
     made = halves(model, preprocess, output, **how, on_unsupported=on_unsupported)
     return Explainer(made, batch_size=batch_size, range=range, threads=threads)
 
@@ -128,13 +130,33 @@ class Explainer(Closing):
 
     @cached_property
     def model(self) -> Model:
-        """The model with its gradient; its session is started when it is first needed."""
-        if self._halves.gradient is None:
+        """The model with its gradient, and with what methods ask of its inside; each starts when it is first needed."""
+        made = self._halves
+        if made.gradient is None:
             raise UsageError("opened forward only: there are no gradients; next: open it with gradient=True")
-        gradient = self._start(self._halves.gradient)
-        return Model(
-            {LOGITS: lambda: self._logits, GRADIENT: lambda: gradient}, batch_size=self.batch_size, head=self.head
-        )
+        own = made.gradient
+        start: dict[str, Callable[[], Executor]] = {
+            LOGITS: lambda: self._logits,
+            GRADIENT: lambda: self._start(without_layers(own)),
+            LAYERS: lambda: self._start(self._layers),
+        }
+        if (biases := made.biases) is not None:
+            start[BIASES] = lambda: self._start(biases())
+        return Model(start, batch_size=self.batch_size, head=self.head)
+
+    @cached_property
+    def _layers(self) -> ModelProto:
+        """The gradient model with inner layers."""
+        assert self._halves.layers is not None
+        return self._halves.layers()
+
+    @cached_property
+    def layers(self) -> list[dict[str, Any]]:
+        """The inner layers that methods look at: name, operator, channels, grid. Makes their gradient model if need be.
+
+        Raises `UsageError` if there are none: see `open`.
+        """
+        return layers_of(properties(self._layers))
 
     @property
     def channel_axis(self) -> int:
@@ -246,6 +268,9 @@ class Explainer(Closing):
         values = attribution.values.astype(np.float32)
         if not np.isfinite(values).all():
             raise NonFinite(f"method {method.id}: its attribution holds NaN or Inf; next: try another objective")
+        origin = self.provenance | {"seed": seed}
+        if (layer := getattr(method, "layer", None)) is not None:
+            origin["layer"] = self.layers[layer]["name"]
         return Explanation(
             attribution=values,
             target=target,
@@ -254,7 +279,7 @@ class Explainer(Closing):
             method=method.id,
             params=to_dict(method),
             diagnostics=attribution.diagnostics,
-            provenance=self.provenance | {"seed": seed},
+            provenance=origin,
             channel_axis=self.channel_axis,
         )
 

@@ -42,6 +42,8 @@ def write_gradient_model(
     output: str | None = None,
     head: str | None = None,
     input_shape: Sequence[int] | None = None,
+    layers: str | Sequence[str] = (),
+    bias_gradients: bool = False,
     classifier: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     verify: bool = True,
@@ -52,8 +54,8 @@ def write_gradient_model(
 
     The latter is the source as it is, with its preprocessing in the metadata and, up to 2 GB, its weights inside.
     Folders are made if need be. With `verify` the gradient model must give the logits of the source, and its gradient
-    must not be found wrong, before anything is written; see the function `verify`. `rules` and `on_unsupported` are
-    those of `differentiate`. Beyond 2 GB the weights go to a file beside `out`, `<out>.data`.
+    must not be found wrong, before anything is written; see the function `verify`. `layers` and
+    `bias_gradients` are those of `gradient_model`, `rules` and `on_unsupported` those of `differentiate`. Beyond 2 GB the weights go to a file beside `out`, `<out>.data`.
 
     Raises:
         ModelError: the source cannot be read, is no classifier, or cannot be differentiated.
@@ -78,6 +80,8 @@ def write_gradient_model(
         output=output,
         head=head,
         input_shape=input_shape,
+        layers=layers,
+        bias_gradients=bias_gradients,
         rules=rules,
         on_unsupported=on_unsupported,
     )
