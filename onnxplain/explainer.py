@@ -117,6 +117,7 @@ class Explainer(Closing):
         self.threads = threads
         self._halves = model
         self._opened: list[OnnxRuntimeExecutor] = []
+        self._found: list[dict[str, Any]] = []  # of the layers, once they are there
         self._closed = False
         self._logits = self._start(model.logits)
         self.forward = Model({LOGITS: lambda: self._logits}, batch_size=batch_size, head=self.head)
@@ -138,25 +139,26 @@ class Explainer(Closing):
         start: dict[str, Callable[[], Executor]] = {
             LOGITS: lambda: self._logits,
             GRADIENT: lambda: self._start(without_layers(own)),
-            LAYERS: lambda: self._start(self._layers),
+            LAYERS: self._start_layers,
         }
         if (biases := made.biases) is not None:
             start[BIASES] = lambda: self._start(biases())
         return Model(start, batch_size=self.batch_size, head=self.head)
 
-    @cached_property
-    def _layers(self) -> ModelProto:
-        """The gradient model with inner layers."""
+    def _start_layers(self) -> OnnxRuntimeExecutor:
         assert self._halves.layers is not None
-        return self._halves.layers()
+        made = self._halves.layers()
+        self._found = layers_of(properties(made))
+        return self._start(made)
 
-    @cached_property
+    @property
     def layers(self) -> list[dict[str, Any]]:
         """The inner layers that methods look at: name, operator, channels, grid. Makes their gradient model if need be.
 
         Raises `UsageError` if there are none: see `open`.
         """
-        return layers_of(properties(self._layers))
+        self.model.executor(LAYERS)
+        return self._found
 
     @property
     def channel_axis(self) -> int:

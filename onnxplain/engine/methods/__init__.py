@@ -7,13 +7,16 @@ from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
 from onnxplain.engine.methods.baselines import Baseline
+from onnxplain.engine.methods.cam import GradCAM, HiResCAM, LayerCAM
 from onnxplain.engine.methods.credible_path import Alphas, Constraint, CrediblePath
+from onnxplain.engine.methods.fullgrad import FullGrad, Rescale
 from onnxplain.engine.methods.integrated_gradients import IntegratedGradients
 from onnxplain.engine.methods.isa import ISA
 from onnxplain.engine.methods.method import Method, Task
 from onnxplain.engine.methods.options import parse, plain, suggest
 from onnxplain.engine.methods.quadrature import Rule
 from onnxplain.engine.methods.saliency import Saliency
+from onnxplain.engine.methods.score_cam import ScoreCAM, Weights
 from onnxplain.errors import UsageError
 
 __all__ = [
@@ -23,11 +26,18 @@ __all__ = [
     "Baseline",
     "Constraint",
     "CrediblePath",
+    "FullGrad",
+    "GradCAM",
+    "HiResCAM",
     "IntegratedGradients",
+    "LayerCAM",
     "Method",
+    "Rescale",
     "Rule",
     "Saliency",
+    "ScoreCAM",
     "Task",
+    "Weights",
     "from_options",
     "to_dict",
 ]
@@ -40,6 +50,13 @@ METHODS: dict[str, Method] = {
         CrediblePath(),
         IntegratedGradients(),
         Saliency(),
+        GradCAM(),
+        LayerCAM(),
+        HiResCAM(),
+        ScoreCAM(),
+        ScoreCAM.repo(),
+        FullGrad(),
+        FullGrad.repo(),
     )
 }
 
