@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from onnxplain.adapters.gradient.differentiate import OnUnsupported
 from onnxplain.adapters.gradient.read import read
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.adapters.gradient.write import WrittenModel, staged, write_model, written
-from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, notes_of, specification
+from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, layers_of, notes_of, specification
 from onnxplain.adapters.verify import verified, verify_gradient
 from onnxplain.engine.atomic import refuse_existing, writable_file
 from onnxplain.engine.verify import Verification
@@ -32,6 +33,7 @@ class Exported:
     verification: Verification | None
     head: str  # softmax or sigmoid
     notes: list[str]  # what was cut off or passed over
+    layers: list[dict[str, Any]]  # the inner layers: name, operator, channels, grid
 
 
 def write_gradient_model(
@@ -102,7 +104,7 @@ def write_gradient_model(
     if classifier is not None:
         files.append(write_model(plain_classifier(ours, made), targets[1], overwrite=overwrite))
     meta = made.metadata_props
-    return Exported(files, difference, verification, meta[HEAD_KEY], notes_of(meta))
+    return Exported(files, difference, verification, meta[HEAD_KEY], notes_of(meta), layers_of(meta))
 
 
 def plain_classifier(ours: ir.Model, gradient: ir.Model) -> ir.Model:

@@ -40,6 +40,7 @@ COLUMNS = {
     "--target", type=click.IntRange(0), help="The class to explain, by its index. [default: the predicted one]"
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random numbers.")
+@options.layers
 @options.reduce
 @options.on_unsupported
 @options.opening
@@ -47,7 +48,7 @@ COLUMNS = {
 @options.format("text", "json", "jsonl", "csv")
 def command(
     model: Path, images: tuple[Path, ...], output: Path, ids: tuple[str, ...], settings: tuple[str, ...],
-    target: int | None, seed: int, reduce: str, opening: Mapping[str, Any], on_unsupported: OnUnsupported,
+    target: int | None, seed: int, layers: tuple[str, ...], reduce: str, opening: Mapping[str, Any], on_unsupported: OnUnsupported,
     overwrite: bool, form: str,
 ) -> int:  # fmt: skip
     """Explain photos: a heatmap file (.npz) and an overlay picture (.png) for each photo and method.
@@ -58,6 +59,7 @@ def command(
     Example:
       onnxplain explain model.onnx photo.jpg --method isa -o out
       onnxplain explain model.onnx photos/ --method isa --method ig --set ig.steps=100 -o out --format csv
+      onnxplain explain model.onnx photo.jpg --method grad-cam --layer auto -o out
     """
     from onnxplain.engine.atomic import writable_folder
     from onnxplain.engine.methods import from_options
@@ -71,7 +73,7 @@ def command(
         terminal().say(f"skipped {path}: not an image")
     results = list(plan_results(photos, ids, output, overwrite=overwrite).values())
     with options.warnings_said():
-        opened = open(model, **opening, on_unsupported=on_unsupported)
+        opened = open(model, **opening, layers=layers or "auto", on_unsupported=on_unsupported)
     with opened as explainer:
         for note in explainer.notes:
             terminal().say(note, 1)

@@ -17,7 +17,7 @@ from onnxplain.cli.terminal import terminal
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Spelt out, since asking the engine would import it; a test holds them against it.
-METHODS = "isa, credible, ig, saliency"
+METHODS = "isa, credible, ig, saliency, grad-cam, layer-cam, hires-cam, score-cam, score-cam-repo, fullgrad, fullgrad-repo"
 PROTOCOLS = "rise, agi_isa, agi_isa-union"
 REDUCTIONS = ("sum", "abs_sum", "max_abs")
 
@@ -93,6 +93,13 @@ input_shape = click.option(
     metavar="C,H,W",
     callback=sizes,
     help="The sizes of an image that the model leaves open and no preprocessing says; H,W,C for channels last.",
+)
+layers = click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="NAME|auto",
+    help="An inner value, or the node that makes it, that methods such as grad-cam look at; may be repeated.",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace results that are there already.")
 on_unsupported = click.option(

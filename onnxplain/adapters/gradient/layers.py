@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from onnxplain.adapters.gradient.expr import Expr
+from onnxplain.adapters.gradient.expr import PREFIX, Expr
 from onnxplain.adapters.gradient.head import dims, shown
 from onnxplain.adapters.gradient.read import ModelLike, read
 from onnxplain.adapters.gradient.sweep import FLOATS, active_values, reads, single
@@ -74,6 +74,7 @@ class Layer:
         node = self.value.producer()
         return {
             "name": self.value.name,
+            "node": None if node is None else node.name,
             "operator": None if node is None else node.op_type,
             "channels": shape[self.grid.axis],
             "grid": list(self.grid.size),
@@ -100,7 +101,8 @@ class Layers:
 
     def all(self) -> list[Layer]:
         """Everything that lies on the picture and is more than one place large, in the order of the graph."""
-        found = (self.find(y) for node in self.nodes for y in node.outputs if y in self.active)
+        theirs = [y for node in self.nodes for y in node.outputs if not str(y.name).startswith(PREFIX)]
+        found = (self.find(y) for y in theirs if y in self.active)
         return [layer for layer in found if layer is not None]
 
     def find(self, value: ir.Value) -> Layer | None:
