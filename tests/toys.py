@@ -33,9 +33,9 @@ B = np.array([0.1, -0.2, 0.05])
 class Toy:
     """Logits z(x) of one image, and J(x)^T v: the gradient of <v, z> at x.
 
-    `layer(x, v)` is an inner layer A and the gradient of <v, z> with respect to it, both (C,h,w); without one, the image
-    itself. `biases(x, v)` are the bias-gradients (C,h,w) and what else <v, z> has beside the gradient times x; without
-    them, all of that together.
+    `layer(x, v)` is an inner layer A and the gradient of <v, z> with respect to it, both (C,h,w): without one, the
+    image itself. `biases(x, v)` are the bias-gradients (C,h,w) and what else <v, z> has beside the gradient times x:
+    without them, all of that together.
     """
 
     logits: Callable[[Array], Array]

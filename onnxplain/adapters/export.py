@@ -57,7 +57,8 @@ def write_gradient_model(
     The latter is the source as it is, with its preprocessing in the metadata and, up to 2 GB, its weights inside.
     Folders are made if need be. With `verify` the gradient model must give the logits of the source, and its gradient
     must not be found wrong, before anything is written; see the function `verify`. `layers` and
-    `bias_gradients` are those of `gradient_model`, `rules` and `on_unsupported` those of `differentiate`. Beyond 2 GB the weights go to a file beside `out`, `<out>.data`.
+    `bias_gradients` are those of `gradient_model`, `rules` and `on_unsupported` those of `differentiate`. Beyond 2 GB
+    the weights go to a file beside `out`, `<out>.data`.
 
     Raises:
         ModelError: the source cannot be read, is no classifier, or cannot be differentiated.

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -25,7 +25,6 @@ from onnxplain.adapters.gradient.classifier import (
     logits_model,
 )
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, stopped_at
-from onnxplain.adapters.gradient.layers import AUTO
 from onnxplain.adapters.gradient.read import ModelLike, read, refusing
 from onnxplain.adapters.gradient.sweep import FLOATS
 from onnxplain.engine.drive import ACTIVATION, ACTIVATION_GRADIENT, BIAS_SUM, OBJECTIVE, TARGET
@@ -39,6 +38,7 @@ from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, Prep
 
 Preprocess: TypeAlias = PreprocessSpec | str | os.PathLike[str] | None
 
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)

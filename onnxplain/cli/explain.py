@@ -48,8 +48,8 @@ COLUMNS = {
 @options.format("text", "json", "jsonl", "csv")
 def command(
     model: Path, images: tuple[Path, ...], output: Path, ids: tuple[str, ...], settings: tuple[str, ...],
-    target: int | None, seed: int, layers: tuple[str, ...], reduce: str, opening: Mapping[str, Any], on_unsupported: OnUnsupported,
-    overwrite: bool, form: str,
+    target: int | None, seed: int, layers: tuple[str, ...], reduce: str, opening: Mapping[str, Any],
+    on_unsupported: OnUnsupported, overwrite: bool, form: str,
 ) -> int:  # fmt: skip
     """Explain photos: a heatmap file (.npz) and an overlay picture (.png) for each photo and method.
 

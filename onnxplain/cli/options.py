@@ -17,7 +17,9 @@ from onnxplain.cli.terminal import terminal
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Spelt out, since asking the engine would import it; a test holds them against it.
-METHODS = "isa, credible, ig, saliency, grad-cam, layer-cam, hires-cam, score-cam, score-cam-repo, fullgrad, fullgrad-repo"
+METHODS = (
+    "isa, credible, ig, saliency, grad-cam, layer-cam, hires-cam, score-cam, score-cam-repo, fullgrad, fullgrad-repo"
+)
 PROTOCOLS = "rise, agi_isa, agi_isa-union"
 REDUCTIONS = ("sum", "abs_sum", "max_abs")
 

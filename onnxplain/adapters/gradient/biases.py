@@ -4,9 +4,9 @@ Let ȳ be the cotangent of a node's output y, and x̄ᵢ what the node adds to t
 
     ȳ ⊙ y - Σᵢ x̄ᵢ ⊙ xᵢ
 
-For y = W x + b that is ȳ ⊙ b, for an activation y = φ(x) it is ȳ ⊙ (φ(x) - φ'(x) x), its implicit bias; for all that is
-homogeneous (ReLU, pooling, a sum, a shortcut) it is zero. Over the whole graph the sum telescopes, so that with the image
-u in model space:  Σ ∇u ⊙ u + Σ over nodes = F(u). Source: Srinivas and Fleuret, NeurIPS 2019, propositions 1 and 2.
+For y = W x + b that is ȳ ⊙ b, for an activation y = φ(x) it is ȳ ⊙ (φ(x) - φ'(x) x), its implicit bias; for all that
+is homogeneous (ReLU, pooling, a sum, a shortcut) it is zero. Over the whole graph the sum telescopes, so that with the
+image u in model space  Σ ∇u ⊙ u + Σ over nodes = F(u). Source: Srinivas and Fleuret, NeurIPS 2019, section 3.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class BiasGradients:
         depend = [x for x in node.inputs if x in self.layers.active]
         numbers = [x for x in node.inputs if x is not None and x not in self.layers.active]
         shape = node.outputs[0].shape
-        alone = all(x.shape is not None and math.prod(d if isinstance(d, int) else 2 for d in x.shape) == 1 for x in numbers)
+        alone = all(
+            x.shape is not None and math.prod(d if isinstance(d, int) else 2 for d in x.shape) == 1 for x in numbers
+        )
         if node.domain or node.op_type not in POINTWISE or not alone or any(x.shape != shape for x in depend):
             return None
         sources = {self.source.get(x, x) for x in depend}
@@ -114,17 +116,20 @@ class BiasGradients:
         The sum has the shape of the explained `value`, (N).
         """
         found, sums = [], list(self.rest)
-        for (value, _), parts in reversed(self.maps.items()):
+        for (place, _), parts in reversed(self.maps.items()):
             map = add_all(parts)
             sums.append(total(map, self.layers.x))
-            layer = self.layers.find(value)
+            layer = self.layers.find(place)
             if layer is not None:
                 found.append((layer, layer.grid(map)))
         return found, add_all(sums) if sums else value.zeros()
 
 
 def total(e: Expr, x: ir.Value) -> Expr:
-    """The sum over all that belongs to a sample, (N): the batch is the free axis, or samples follow one another on it."""
+    """The sum over all that belongs to a sample, (N).
+
+    The batch is the free axis, or lies along it, all of one sample before all of the next.
+    """
     batch = Expr(e.emit, x).shape[0]
     free = [axis for axis, d in enumerate(e.shape) if not isinstance(d, int)]
     if isinstance(batch, int):

@@ -113,7 +113,9 @@ def gradient_graph(
         wrt = [x.value, *(layer.value for layer in chosen)]
         gradients = gradients_of(ours, z.emit, {z.value: cotangent}, wrt, rules, on_unsupported, biases)
         if x.value not in gradients:
-            raise InvalidModel("the logits do not depend on the image through any derivative; next: name another output")
+            raise InvalidModel(
+                "the logits do not depend on the image through any derivative; next: name another output"
+            )
         inner = {name: e for at, layer in enumerate(chosen) for name, e in both(at, layer, gradients, z.emit).items()}
         if biases is not None:
             inner |= bias_outputs(ours, biases, value)

@@ -1,4 +1,4 @@
-"""Inner layers of a classifier: which value a name means, how it lies on the picture, and which one is the usual choice.
+"""Inner layers of a classifier: what a name means, how that lies on the picture, and which one is the usual choice.
 
 Every layer becomes (N, C, h, w), whatever its place in the graph:
 
@@ -90,9 +90,11 @@ class Layers:
         self.graph, self.x, self.z, self.last = graph, x, z, last
         self.active = active_values(list(graph), [x], [z])
         self.nodes = [node for node in graph if any(y in self.active for y in node.outputs)]
-        convolutions = [dims(node.outputs[0]) or () for node in self.nodes if node.op_type in CONVOLUTIONS]
-        sizes = {shape[2:] for shape in convolutions if len(shape) == 4}
-        self.sizes = sorted(size for size in sizes if all(isinstance(d, int) for d in size))  # that tokens may come from
+        self.sizes: set[tuple[int, int]] = set()  # of convolutions, which tokens may come from
+        for node in self.nodes:
+            match dims(node.outputs[0]):
+                case (_, _, int(h), int(w)) if node.op_type in CONVOLUTIONS:
+                    self.sizes.add((h, w))
         self.axes = self.channel_axes()
 
     @staticmethod
@@ -140,7 +142,7 @@ class Layers:
 
         It is that of a convolution (the patch embedding), or a whole part of it; otherwise a square.
         """
-        parts = [(h // k, w // k) for h, w in self.sizes for k in (1, 2, 4, 8, 16, 32) if h % k == w % k == 0]
+        parts = [(h // k, w // k) for h, w in sorted(self.sizes) for k in (1, 2, 4, 8, 16, 32) if h % k == w % k == 0]
         square = math.isqrt(tokens)
         fitting = [(h, w) for h, w in (*parts, (square, square)) if 0 <= tokens - h * w <= MOST_PREFIX and h * w > 1]
         if not fitting:
@@ -286,7 +288,7 @@ class Layers:
         if name in (*theirs, *graph.initializers):
             return (
                 "the model has it, but it lies behind the logits or beside the way to them, or is gone because "
-                f"constants are folded, functions inlined and identities passed over; next: name a value near it{LISTED}"
+                f"constants are folded, functions inlined and identities passed over; next: name one near it{LISTED}"
             )
         made = [(layer.value.name, node.name) for layer in self.all() if (node := layer.value.producer()) is not None]
         close = difflib.get_close_matches(name, [n for names in made for n in names if n], n=1)
@@ -294,9 +296,7 @@ class Layers:
         return f"the model has no value or node of that name{meant} next: see its layers{LISTED}"
 
 
-def passes(
-    root: ir.Value, ways: Iterable[tuple[ir.Value, Sequence[ir.Value]]]
-) -> Mapping[ir.Value, ir.Value]:
+def passes(root: ir.Value, ways: Iterable[tuple[ir.Value, Sequence[ir.Value]]]) -> Mapping[ir.Value, ir.Value]:
     """For each value the last one that all its ways from `root` pass: its immediate dominator.
 
     `ways` gives each value with those that come right before it, these first.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxplain.engine.methods.maps import bilinear
 from onnxplain.engine.methods.method import (
     CLASS_KINDS,
     Array,
@@ -22,7 +23,6 @@ from onnxplain.engine.methods.method import (
     require_whole,
     spread,
 )
-from onnxplain.engine.methods.upsample import bilinear
 from onnxplain.engine.requests import Activations, Attribution, Kind, LayerGradients, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
@@ -55,7 +55,11 @@ class GradCAM:
         answer: LayerGradients = yield Activations(x[None], task.objective(self.objective))
         activation, gradient = layer_of(answer, self.layer, self.id)
         map = self.map(activation, gradient)
-        diagnostics = {"value": float(answer.value[0]), "sum": float(map.sum(dtype=np.float64)), "grid": list(map.shape)}
+        diagnostics = {
+            "value": float(answer.value[0]),
+            "sum": float(map.sum(dtype=np.float64)),
+            "grid": list(map.shape),
+        }
         return Attribution(spread(bilinear(map, size), x, task.space), diagnostics)
 
     def map(self, a: Array, g: Array) -> Array:
@@ -113,4 +117,3 @@ def picture_size(x: Array, space: Space, who: str) -> tuple[int, int]:
         raise UsageError(f"{who} needs an image of shape (C,H,W) or (H,W,C), got {list(x.shape)}")
     height, width = (size for at, size in enumerate(x.shape) if at != axis)
     return height, width
-

@@ -9,8 +9,8 @@ from typing import Any, Self
 import numpy as np
 
 from onnxplain.engine.methods.cam import picture_size
+from onnxplain.engine.methods.maps import bilinear, stretched
 from onnxplain.engine.methods.method import Array, Task, channel_axis, require_one_of, spread
-from onnxplain.engine.methods.upsample import bilinear
 from onnxplain.engine.requests import Attribution, Biases, BiasGradients, Kind, Program
 
 EPSILON = 1e-6  # of the released code
@@ -27,8 +27,8 @@ class Rescale(Enum):
 class FullGrad:
     """S = sum_c psi((u * grad F)_c) + sum over layers l and channels c of psi((dF/dy_l * b_l)_c): one row.
 
-    psi(m) = upsample(rescale(|m|)). F is the logit of the class, u = (x - zero) / scale the image in model space, b_l the
-    bias of layer l, of an activation phi its implicit bias phi(y) - phi'(y) y. `rescale` says what is brought to [0, 1]
+    psi(m) = upsample(rescale(|m|)). F is the logit of the class, u = (x - zero) / scale the image in model space, b_l
+    the bias of layer l, of an activation phi its implicit bias phi(y) - phi'(y) y. `rescale` says what is brought to [0, 1]
     together, `align_corners` how maps are enlarged: with their corners on those of the image, or pixel by pixel.
 
     All terms together sum to F(x): the diagnostic `completeness_gap` is |sum - F| / max(|F|, 1e-6), of all layers, also
@@ -70,11 +70,8 @@ class FullGrad:
         return Attribution(spread(map, x, task.space), diagnostics)
 
     def rescaled(self, m: Array) -> Array:
-        """Maps (C, h, w) brought to [0, 1]; what is constant becomes 0."""
+        """Maps (C, h, w) brought to [0, 1]."""
         if self.rescale is Rescale.LAYER:
             m = m - m.min()
             return np.asarray(m / (m.max() + m.dtype.type(EPSILON)))
-        m = m - m.min(axis=(1, 2), keepdims=True)
-        most = m.max(axis=(1, 2), keepdims=True)
-        return np.divide(m, most, out=np.zeros_like(m), where=most > 0)
-
+        return stretched(m, (1, 2))

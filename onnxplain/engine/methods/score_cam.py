@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from onnxplain.engine.methods.cam import MOST_LAYERS, layer_of, picture_size, relu
+from onnxplain.engine.methods.maps import bilinear, stretched
 from onnxplain.engine.methods.method import (
     CLASS_KINDS,
     Array,
@@ -18,7 +19,6 @@ from onnxplain.engine.methods.method import (
     require_whole,
     spread,
 )
-from onnxplain.engine.methods.upsample import bilinear
 from onnxplain.engine.requests import Activations, Attribution, Kind, LayerGradients, Logits, Program, softmax
 
 CHUNK = 16  # masked images that exist at once
@@ -40,8 +40,8 @@ class ScoreCAM:
     Channel c of the layer is enlarged to the size of the image and stretched to [0, 1], which gives the mask H_c; a
     constant channel has none and weighs nothing. The image seen through it is x' + H_c * (x - x'), with x' the zero of
     model space, the mean colour. F is `objective` of the class, by default its probability, as the paper says of
-    scores; `weights` says how scores become weights, see `Weights`. `upsample_first` enlarges the sum of channels before
-    relu and not after. `layer` as for Grad-CAM. Units: F times those of the activations. Source: Wang et al., CVPR
+    scores; `weights` says how scores become weights, see `Weights`. `upsample_first` enlarges the sum of channels
+    before relu and not after. `layer` as for Grad-CAM. Units: F times those of the activations. Source: Wang et al., CVPR
     Workshops 2020, equations 5 to 8 and Algorithm 1.
     """
 
@@ -69,7 +69,7 @@ class ScoreCAM:
         objective = task.objective(self.objective)
         answer: LayerGradients = yield Activations(x[None], objective)
         activation, _ = layer_of(answer, self.layer, "Score-CAM")
-        varied = [c for c, channel in enumerate(activation) if channel.max() > channel.min()]
+        varied = [c for c, channel in enumerate(activation) if stretched(channel).any()]
         nothing = np.broadcast_to(task.space.zero, x.shape).astype(x.dtype)
         at_nothing = float(objective.value((yield Logits(nothing[None])))[0])
 
@@ -100,12 +100,6 @@ class ScoreCAM:
                 return softmax(scores - at_nothing) if scores.size else scores
             case Weights.SCORE:
                 return scores
-
-
-def stretched(map: Array) -> Array:
-    """A map from 0 to 1; one that is constant after all is 0."""
-    low, high = map.min(), map.max()
-    return (map - low) / (high - low) if high > low else 0 * map
 
 
 def across(mask: Array, x: Array, task: Task) -> Array:

@@ -23,7 +23,8 @@ HEAD = """<ir_version: 8, opset_import: ["" : 18]> net """
 CONV = (
     HEAD
     + """(float[N, 2, 4, 4] x) => (float[N, 3] z)
-<float[4, 2, 1, 1] w = {1, 2, -1, 1, 2, -2, 0.5, 1}, float[4] b = {0.1, -0.2, 0.3, 0}, float[4, 3] v = {1, 0, 2, -1, 1, 0, 3, 1, 1, 0, 2, -1}>
+<float[4, 2, 1, 1] w = {1, 2, -1, 1, 2, -2, 0.5, 1}, float[4] b = {0.1, -0.2, 0.3, 0},
+ float[4, 3] v = {1, 0, 2, -1, 1, 0, 3, 1, 1, 0, 2, -1}>
 {
   [first] a = Conv (x, w, b)
   [last] h = Relu (a)
@@ -97,12 +98,14 @@ def after(text: str, inputs: str = "float[N, 2, 4, 4] x", weights: str = "") -> 
     """A net that ends in the mean of `y` over all places, for each of three classes."""
     return parsed(
         f"""{HEAD}({inputs}) => (float[N, 3] z)
-        <float[1, 3] v = {{1, 2, 3}}, int64[1] m = {{-1}}, int64[2] s = {{0, -1}}, float[4, 2, 1, 1] w = {{1, 2, -1, 1, 2, -2, 0.5, 1}}{weights}>
+        <float[1, 3] v = {{1, 2, 3}}, int64[1] m = {{-1}}, int64[2] s = {{0, -1}},
+         float[4, 2, 1, 1] w = {{1, 2, -1, 1, 2, -2, 0.5, 1}}{weights}>
         {{ {text} flat = Reshape (y, s) r = ReduceMean <keepdims = 1> (flat, m) z = MatMul (r, v) }}"""
     )
 
 
-TOKENS = ", int64[3] t = {0, 4, -1}, float[1, 2, 4] c = {1, 2, 3, 4, 5, 6, 7, 8}, float[4, 5] u = {1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0}, int64[1] n = {3}"
+TOKENS = """, int64[3] t = {0, 4, -1}, float[1, 2, 4] c = {1, 2, 3, 4, 5, 6, 7, 8},
+float[4, 5] u = {1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0}"""
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,8 @@ def test_every_layout_becomes_channels_first(name: str, axis: int, prefix: int) 
         after(
             """a = Conv (x, w) last = Transpose <perm = [0, 2, 3, 1]> (a) row = Reshape (a, t)
             tokens = Transpose <perm = [0, 2, 1]> (row) wide = MatMul (tokens, u) q = Tanh (wide)
-            l = Transpose <perm = [0, 3, 1, 2]> (last) k = Tanh (l) o = Flatten (k) i = Flatten (q) y = Concat <axis = 1> (o, i)""",
+            l = Transpose <perm = [0, 3, 1, 2]> (last) k = Tanh (l) o = Flatten (k) i = Flatten (q)
+            y = Concat <axis = 1> (o, i)""",
             weights=TOKENS,
         ),
         layers=[name],
@@ -186,7 +190,7 @@ def test_the_last_convolution_and_what_it_leads_to(text: str, chosen: str) -> No
 
 
 def test_none_to_choose() -> None:
-    with pytest.raises(UsageError, match="no convolution and no attention.*name a layer"):
+    with pytest.raises(UsageError, match=r"no convolution and no attention.*name a layer"):
         gradient_model(after("y = Tanh (x)"), layers="auto")
 
 
@@ -196,7 +200,8 @@ def test_none_to_choose() -> None:
 SEVERAL = (
     HEAD
     + """(float[N, 2, 4, 4] x) => (float[N, 2] z, float[N, 2, 4, 4] beside)
-<int64[1] m = {-1}, int64[3] t = {0, 2, -1}, float[2, 2, 1, 1] w = {1, 2, -1, 1}, float[2] k = {1, 2}, float d = {0.5}, float[2, 2] e = {1, 2, 3, 4}>
+<int64[1] m = {-1}, int64[3] t = {0, 2, -1}, float[2, 2, 1, 1] w = {1, 2, -1, 1}, float d = {0.5},
+ float[2, 2] e = {1, 2, 3, 4}>
 {
   [conv] a = Conv (x, w)
   [halves] b, c = Split <axis = 1, num_outputs = 2> (a)
@@ -257,7 +262,9 @@ def test_an_input_that_is_called_as_an_output_is_refused() -> None:
 
 
 def test_names_of_outputs_inside_the_model_make_way() -> None:
-    made = gradient_model(parsed(CONV.replace("h = Relu", "activation_0 = Relu").replace("(h)", "(activation_0)")), layers="a")
+    made = gradient_model(
+        parsed(CONV.replace("h = Relu", "activation_0 = Relu").replace("(h)", "(activation_0)")), layers="a"
+    )
     assert outputs(made, X)["activation_0"].min() < 0  # the convolution, not the Relu
 
 

@@ -66,7 +66,9 @@ def takes_its_layer(make: Make) -> None:
         program = method(x, toys.task(TOY, 1))
         program.send(None)
         a, g = zip(TOY.inside(x, ONE), second.inside(x, ONE), strict=True)
-        both = LayerGradients(np.zeros((1, 4)), np.zeros(1), x[None], tuple(p[None] for p in a), tuple(p[None] for p in g))
+        both = LayerGradients(
+            np.zeros((1, 4)), np.zeros(1), x[None], tuple(p[None] for p in a), tuple(p[None] for p in g)
+        )
         with pytest.raises(StopIteration) as end:
             program.send(both)
         return heat(end.value.value)
@@ -223,7 +225,16 @@ def black(request: Request) -> Request:
 
 
 def of_probability(request: Request) -> Request:
-    return replace(request, objective=replace(request.objective, kind=Kind.PROB)) if isinstance(request, Biases) else request
+    return (
+        replace(request, objective=replace(request.objective, kind=Kind.PROB))
+        if isinstance(request, Biases)
+        else request
+    )
+
+
+def of_pixels(**parameters: Any) -> Any:
+    """Takes the image as it is, whatever the space says."""
+    return lambda x, task: FullGrad(**parameters)(x, replace(task, space=toys.pixels(TOY)))
 
 
 WRONG: Wrong = [
@@ -236,7 +247,11 @@ WRONG: Wrong = [
     ("Score-CAM of the code", ScoreCAM.repo, is_as_printed),
     ("Score-CAM of the paper", ScoreCAM, is_as_released),
     ("FullGrad of the probability", listening(FullGrad, of_probability), is_full_gradients),
-    ("FullGrad of pixels", lambda **p: lambda x, task: FullGrad(**p)(x, toys.task(TOY, 1)), takes_the_image_in_model_space),
+    (
+        "FullGrad of pixels",
+        lambda **p: lambda x, task: FullGrad(**p)(x, toys.task(TOY, 1)),
+        takes_the_image_in_model_space,
+    ),
     ("FullGrad of the code", FullGrad.repo, is_paper_s_fullgrad),
     ("FullGrad of the paper", FullGrad, is_released_fullgrad),
 ]
