@@ -393,7 +393,7 @@ def drive(
                 assert job.work is not None
                 if not finite[at]:
                     failed.add(job.index)
-                    ended.append(fail(job, non_finite(job.asked, outputs["logits"][at])))
+                    ended.append(fail(job, non_finite(job.asked, {name: y[at] for name, y in outputs.items()})))
                     continue
                 job.work.read(row, at, outputs)
                 job.waiting -= 1
@@ -437,8 +437,9 @@ def rows_finite(x: Array) -> Array:
     return np.asarray(np.isfinite(x).reshape(len(x), -1).all(axis=-1))
 
 
-def non_finite(step: int, logits: Array) -> NonFinite:
-    what = "gradient" if np.isfinite(logits).all() else "logits"
+def non_finite(step: int, outputs: Mapping[str, Array]) -> NonFinite:
+    spoilt = {name for name, y in outputs.items() if not np.isfinite(y).all()}
+    what = next((name for name in ("logits", "gradient") if name in spoilt), "inner layers")
     return NonFinite(
         f"the model gave NaN or Inf in its {what} at request {step} of the method; "
         "next: check the image and the model's weights, or use another objective"

@@ -34,6 +34,7 @@ CHANNELS_FIRST = CONVOLUTIONS | {
 }  # fmt: skip
 CHANNELS_LAST = frozenset(("LayerNormalization", "RMSNormalization"))
 RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
+MOVES = RESHAPES | {"Cast", "Concat", "Dropout", "Gather", "Identity", "Pad", "Slice", "Split", "Transpose"}  # of tokens: windows, rolls, heads
 
 
 class NoGrid(Exception):
@@ -215,13 +216,18 @@ class Layers:
         return len(both) > 1 and all(self.rank(x) > 2 for x in both)
 
     def before(self, value: ir.Value) -> Layer | None:
-        """The last layer that all ways from the image to a value pass, and that is no linear image of another."""
+        """The last layer that all ways from the image to a value pass: in a transformer the norm before attention.
+
+        Its projections do not count, nor what only moves tokens, for instance rolls them round for shifted windows.
+        """
         ways = ((y, [x for x in reads(node) if x in self.active]) for node in self.nodes for y in node.outputs)
         up = passes(self.x, ((y, xs) for y, xs in ways if y in self.active))
         while value is not self.x:
             value = up[value]
             layer = self.find(value)
-            if layer is not None and not self.projected(value):
+            node = value.producer()
+            moved = node is not None and node.op_type in MOVES
+            if layer is not None and not moved and not self.projected(value):
                 return layer
         return None
 

@@ -28,8 +28,8 @@ class FullGrad:
     """S = sum_c psi((u * grad F)_c) + sum over layers l and channels c of psi((dF/dy_l * b_l)_c): one row.
 
     psi(m) = upsample(rescale(|m|)). F is the logit of the class, u = (x - zero) / scale the image in model space, b_l
-    the bias of layer l, of an activation phi its implicit bias phi(y) - phi'(y) y. `rescale` says what is brought to [0, 1]
-    together, `align_corners` how maps are enlarged: with their corners on those of the image, or pixel by pixel.
+    the bias of layer l, of an activation phi its implicit bias phi(y) - phi'(y) y. `rescale` says what is brought to
+    [0, 1] together, `align_corners` how maps are enlarged: with their corners on those of the image, or pixel by pixel.
 
     All terms together sum to F(x): the diagnostic `completeness_gap` is |sum - F| / max(|F|, 1e-6), of all layers, also
     those without a place on the picture, which the map leaves out. Units: none. Source: Srinivas and Fleuret, NeurIPS

@@ -41,8 +41,8 @@ class ScoreCAM:
     constant channel has none and weighs nothing. The image seen through it is x' + H_c * (x - x'), with x' the zero of
     model space, the mean colour. F is `objective` of the class, by default its probability, as the paper says of
     scores; `weights` says how scores become weights, see `Weights`. `upsample_first` enlarges the sum of channels
-    before relu and not after. `layer` as for Grad-CAM. Units: F times those of the activations. Source: Wang et al., CVPR
-    Workshops 2020, equations 5 to 8 and Algorithm 1.
+    before relu and not after. `layer` as for Grad-CAM. Units: F times those of the activations. Source: Wang et al.,
+    CVPR Workshops 2020, equations 5 to 8 and Algorithm 1.
     """
 
     id: str = "score-cam"

@@ -330,3 +330,22 @@ def test_inspect_lists_layers_and_tells_the_choice(tmp_path: Path) -> None:
     assert [layer["name"] for layer in again.layers] == ["a", "h"]
     assert again.gradient_model is not None
     assert again.gradient_model["layers"] == ["h"]
+
+
+ATTENTION = """a = Conv (x, w) row = Reshape (a, t) tokens = Transpose <perm = [0, 2, 1]> (row)
+    [norm1] n = LayerNormalization (tokens, ones) {before}
+    q = MatMul (rolled, u) k = Transpose <perm = [0, 2, 1]> (q) products = MatMul (q, k)
+    p = Softmax (products) o = MatMul (p, q) more = MatMul (o, back) stream = Add (tokens, more)
+    [norm2] y = LayerNormalization (stream, ones)"""
+
+
+@pytest.mark.parametrize(
+    "before", ["rolled = Identity (n)", "l, h = Split <axis = 1, num_outputs = 2> (n) rolled = Concat <axis = 1> (h, l)"]
+)
+def test_tokens_before_the_last_attention(before: str) -> None:
+    """The norm, not its projection and not the tokens rolled round; and the patch embedding is not chosen."""
+    weights = """, float[4] ones = {1, 1, 1, 1},
+    float[5, 4] back = {1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0}"""
+    made = gradient_model(after(ATTENTION.format(before=before), weights=TOKENS + weights), layers="auto")
+    (layer,) = layers_of(made)
+    assert (layer["node"], layer["name"]) == ("norm1", "n")
