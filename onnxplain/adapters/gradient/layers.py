@@ -34,7 +34,17 @@ CHANNELS_FIRST = CONVOLUTIONS | {
 }  # fmt: skip
 CHANNELS_LAST = frozenset(("LayerNormalization", "RMSNormalization"))
 RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
-MOVES = RESHAPES | {"Cast", "Concat", "Dropout", "Gather", "Identity", "Pad", "Slice", "Split", "Transpose"}  # of tokens: windows, rolls, heads
+MOVES = RESHAPES | {
+    "Cast",
+    "Concat",
+    "Dropout",
+    "Gather",
+    "Identity",
+    "Pad",
+    "Slice",
+    "Split",
+    "Transpose",
+}  # of tokens: windows, rolls, heads
 
 
 class NoGrid(Exception):

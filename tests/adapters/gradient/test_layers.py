@@ -340,7 +340,8 @@ ATTENTION = """a = Conv (x, w) row = Reshape (a, t) tokens = Transpose <perm = [
 
 
 @pytest.mark.parametrize(
-    "before", ["rolled = Identity (n)", "l, h = Split <axis = 1, num_outputs = 2> (n) rolled = Concat <axis = 1> (h, l)"]
+    "before",
+    ["rolled = Identity (n)", "l, h = Split <axis = 1, num_outputs = 2> (n) rolled = Concat <axis = 1> (h, l)"],
 )
 def test_tokens_before_the_last_attention(before: str) -> None:
     """The norm, not its projection and not the tokens rolled round; and the patch embedding is not chosen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,7 @@ def test_options_as_text() -> None:
 
 
 def test_presets_take_changes() -> None:
-    assert ScoreCAM.repo(layer=2) == ScoreCAM(
-        id="score-cam-repo", layer=2, weights=Weights.SCORE, upsample_first=True
-    )
+    assert ScoreCAM.repo(layer=2) == ScoreCAM(id="score-cam-repo", layer=2, weights=Weights.SCORE, upsample_first=True)
     assert to_dict(FullGrad.repo()) == {"rescale": "layer", "align_corners": True}
 
 
@@ -117,7 +116,7 @@ def test_hires_cam_sums_to_the_logit_behind_a_linear_head() -> None:
 
 def test_fullgrad_tells_what_is_missing() -> None:
     """A model that has something beside its layers which nobody accounts for."""
-    lossy = toys.Toy(TOY.logits, TOY.pull_back, TOY.shape, TOY.classes, TOY.layer, lambda x, v: (TOY.beside(x, v)[0], 1.0))
+    lossy = replace(TOY, biases=lambda x, v: (TOY.beside(x, v)[0], 1.0))
     answer = toys.explain(FullGrad(), lossy, X, 1)
     value = TOY.logits(X)[1]
     assert answer.diagnostics["completeness_gap"] == pytest.approx(1 / abs(value))
@@ -141,7 +140,7 @@ def test_nan_inside_is_an_error(method: Method) -> None:
     def gone(x: toys.Array, v: toys.Array) -> Any:
         return [np.full((4, 2, 2), np.inf)], 0.0
 
-    toy = toys.Toy(TOY.logits, TOY.pull_back, TOY.shape, TOY.classes, spoilt, gone)
+    toy = replace(TOY, layer=spoilt, biases=gone)
     with pytest.raises(NonFinite, match="inner layers at request 1"):
         toys.explain(method, toy, X)
 
