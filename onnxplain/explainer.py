@@ -21,7 +21,7 @@ from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
 from onnxplain.engine.drive import BIASES, GRADIENT, LAYERS, LOGITS, Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
-from onnxplain.engine.executors.protocol import Closing, Executor
+from onnxplain.engine.executors.protocol import Closing
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import Method, Task, to_dict
 from onnxplain.engine.requests import Array, Gradients, Head, Kind, Logits, Objective, Points, Program
@@ -62,7 +62,8 @@ def open(
         head: "softmax" or "sigmoid"; None: as the model ends, see `gradient_model`.
         input_shape: the sizes that a classifier leaves open, such as (3, 224, 224).
         layers: for methods that look inside, as in `gradient_model`. They cost nothing until such a method asks.
-        gradient: False opens the forward half only, for scoring heatmaps; the model need not be differentiable then.
+        gradient: False opens the forward half only, for scoring heatmaps and for methods that ask no gradient; the
+            model need not be differentiable then.
         range: the valid values of an input without preprocessing, for methods that work in pixel units.
         threads: of the runtime inside one operator; 0 lets it decide.
         on_unsupported: what an operator without a gradient is, as in `differentiate`.
@@ -132,24 +133,30 @@ class Explainer(Closing):
     @cached_property
     def model(self) -> Model:
         """The model with its gradient, and with what methods ask of its inside; each starts when it is first needed."""
-        made = self._halves
-        if made.gradient is None:
-            raise UsageError("opened forward only: there are no gradients; next: open it with gradient=True")
-        own = made.gradient
-        start: dict[str, Callable[[], Executor]] = {
+        start = {
             LOGITS: lambda: self._logits,
-            GRADIENT: lambda: self._start(without_layers(own)),
+            GRADIENT: self._start_gradient,
             LAYERS: self._start_layers,
+            BIASES: self._start_biases,
         }
-        if (biases := made.biases) is not None:
-            start[BIASES] = lambda: self._start(biases())
         return Model(start, batch_size=self.batch_size, head=self.head)
 
+    def _start_gradient(self) -> OnnxRuntimeExecutor:
+        if self._halves.gradient is None:
+            raise UsageError("opened forward only: there are no gradients; next: open it with gradient=True")
+        return self._start(without_layers(self._halves.gradient))
+
     def _start_layers(self) -> OnnxRuntimeExecutor:
-        assert self._halves.layers is not None
+        if self._halves.layers is None:
+            raise UsageError("opened forward only: there are no inner layers; next: open it with gradient=True")
         made = self._halves.layers()
         self._found = layers_of(properties(made))
         return self._start(made)
+
+    def _start_biases(self) -> OnnxRuntimeExecutor:
+        if self._halves.biases is None:
+            raise UsageError("opened forward only: there are no bias-gradients; next: open it with gradient=True")
+        return self._start(self._halves.biases())
 
     @property
     def layers(self) -> list[dict[str, Any]]:

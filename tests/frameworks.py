@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 
 REQUIRED = "ONNXPLAIN_REQUIRE_FRAMEWORKS"
+# Their pins of other packages are older than what is tested here, so they come alone.
+ALONE = {"captum": "--no-deps captum==0.9.0", "saliency": "--no-deps saliency==0.2.1"}
 REQUIRED_RUNTIMES = "ONNXPLAIN_REQUIRE_RUNTIMES"  # their modules' names with commas between, or "1" for all
 
 
@@ -20,7 +22,8 @@ def framework(name: str, load: Callable[[], ModuleType] | None = None) -> Module
     except ImportError:
         if os.environ.get(REQUIRED):
             raise
-        pytest.skip(f'{name} is not installed (pip install "onnxplain[test-frameworks]")', allow_module_level=True)
+        package = ALONE.get(name.partition(".")[0], '"onnxplain[test-frameworks,test-references]"')
+        pytest.skip(f"{name} is not installed (pip install {package})", allow_module_level=True)
 
 
 def runtime(name: str, package: str) -> ModuleType:

@@ -99,7 +99,8 @@ def halves(
             warnings.warn(PartialGradientWarning(stopped), stacklevel=2)
         with refusing("the model"):
             own = as_message(ours) if path is None else ir.to_proto(ours)
-        return with_roles(own if gradient else None, forward_model(own), None if path is None else path.parent)
+        folder = None if path is None else path.parent
+        return with_roles(own, folder) if gradient else Halves(forward_model(own), None, folder)
     spec = specification(ours, path, preprocess)
     how: dict[str, Any] = {"preprocess": spec, "output": output, "head": head, "input_shape": input_shape}
     if not gradient:
@@ -114,12 +115,12 @@ def halves(
     )
 
 
-def with_roles(made: onnx.ModelProto | None, forward: onnx.ModelProto, folder: Path | None) -> Halves:
-    """A gradient model that was exported, whose layers are those that it was exported with."""
+def with_roles(made: onnx.ModelProto, folder: Path | None) -> Halves:
+    """The halves of a gradient model that was exported, whose layers are those that it was exported with."""
 
     def having(key: str, what: str, option: str) -> Callable[[], onnx.ModelProto]:
         def give() -> onnx.ModelProto:
-            if made is None or key not in properties(made):
+            if key not in properties(made):
                 raise UsageError(
                     f"the gradient model was exported without {what}; next: export it again with {option}, or give "
                     "the classifier"
@@ -129,7 +130,7 @@ def with_roles(made: onnx.ModelProto | None, forward: onnx.ModelProto, folder: P
         return give
 
     return Halves(
-        forward,
+        forward_model(made),
         made,
         folder,
         layers=having(LAYERS_KEY, "inner layers", "--layer auto"),

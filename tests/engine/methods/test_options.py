@@ -14,6 +14,7 @@ from onnxplain.engine.methods import (
     Alphas,
     Baseline,
     CrediblePath,
+    DeltaLoss,
     IntegratedGradients,
     Method,
     Rule,
@@ -30,6 +31,8 @@ from onnxplain.errors import UsageError
     [
         ("isa", {}, ISA()),
         ("isa", {"k": "2000", "eta1": "4e-3", "objective": "logit", "literal": "TRUE"}, None),
+        ("isa-repo", {"k": "9", "delta_loss": "ends"}, ISA.repo(k=9, delta_loss=DeltaLoss.ENDS)),
+        ("isa-table1", {"drop_tail": "false"}, ISA.table1(drop_tail=False)),
         ("saliency", {"objective": "prob", "signed": "false"}, Saliency(objective=Kind.PROB)),
         (
             "ig",
@@ -52,8 +55,8 @@ def test_from_options(id: str, options: dict[str, str], expected: Method | None)
 @pytest.mark.parametrize(
     ("id", "options", "message"),
     [
-        ("sailency", {}, "unknown method 'sailency'; did you mean saliency? known: credible, "),
-        ("lime", {}, "unknown method 'lime'; known: credible, "),
+        ("sailency", {}, f"unknown method 'sailency'; did you mean saliency? known: {', '.join(sorted(METHODS))}"),
+        ("xyz", {}, f"unknown method 'xyz'; known: {', '.join(sorted(METHODS))}"),
         (
             "ig",
             {"step": "3"},
@@ -66,7 +69,8 @@ def test_from_options(id: str, options: dict[str, str], expected: Method | None)
         (
             "ig",
             {"baseline": "white"},
-            "ig: baseline: expected black or average or an array (from Python only), got 'white'",
+            "ig: baseline: expected black or mean_colour or average or average_scalar or gaussian or uniform or "
+            "blur or an array (from Python only), got 'white'",
         ),
         ("isa", {"eta1": "nan"}, "isa: eta1: expected a number, got 'nan'"),
         ("isa", {"eta1": "1e400"}, "isa: eta1: expected a number, got '1e400'"),
