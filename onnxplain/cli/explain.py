@@ -82,8 +82,8 @@ def command(
     results = list(plan_results(photos, ids, output, overwrite=overwrite).values())
     with options.warnings_said():
         gradient = not all(map(forward_only, methods))
-        how = {"layers": layers or "auto", "gradient": gradient, "on_unsupported": on_unsupported}
-        opened = open(model, **opening, **how)
+        inside = layers or "auto"
+        opened = open(model, **opening, layers=inside, gradient=gradient, on_unsupported=on_unsupported)
     with opened as explainer:
         for note in explainer.notes:
             terminal().say(note, 1)
