@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient.expr import Expr, add_all
 from onnxplain.adapters.gradient.layers import Layer, Layers
-from onnxplain.adapters.gradient.sweep import Contributions, reads, single
+from onnxplain.adapters.gradient.sweep import FLOATS, Contributions, reads, single
 
 # What adds nothing by itself: homogeneous in the one operand that depends on the image.
 HOMOGENEOUS = frozenset(
@@ -31,6 +31,8 @@ HOMOGENEOUS = frozenset(
 )  # fmt: skip
 COMBINING = frozenset(("Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum"))  # homogeneous in all operands together
 LINEAR = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Mul"))  # in each operand
+BIASED = frozenset(("Conv", "ConvTranspose", "Gemm"))
+QUANTISING = frozenset(("DequantizeLinear", "QuantizeLinear"))  # a pair, whose rounding is what it adds
 # Of these an activation function may be written: functions of one number, with numbers as constants.
 POINTWISE = frozenset(
     (
@@ -64,6 +66,8 @@ class BiasGradients:
         depend = [x for x in node.inputs if x in self.layers.active]
         numbers = [x for x in node.inputs if x is not None and x not in self.layers.active]
         shape = node.outputs[0].shape
+        if node.op_type in QUANTISING and not node.domain:
+            return self.source.get(depend[0], depend[0])
         alone = all(
             x.shape is not None and math.prod(d if isinstance(d, int) else 2 for d in x.shape) == 1 for x in numbers
         )
@@ -78,31 +82,26 @@ class BiasGradients:
         inactive = [x for x in node.inputs if x is not None and x not in self.layers.active]
         if node in self.skip or not ys or self.adds_nothing(node, inactive):
             return
-        emit = cotangents[ys[0]].emit
-        (y, *more) = ys
-        g, whole = cotangents[y], single(Expr(emit, y))
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(inactive) == len(node.inputs) - 1 == 2:
-            bias = single(Expr(emit, inactive[1]))
-            if node.op_type != "Gemm":
-                bias = bias.reshape((1, bias.size(0), *(1,) * (whole.rank - 2)))
-            elif (beta := node.attributes.get_float("beta", 1.0)) != 1:
-                bias = bias * beta
-            self.add(y, (g * bias).expand(whole))
+        y, emit = ys[0], cotangents[ys[0]].emit
+        g, whole = cotangents[y], Expr(emit, y)
+        if node.op_type in BIASED and len(inactive) == len(node.inputs) - 1 == 2:
+            self.add(y, (g * bias(node, Expr(emit, inactive[1]), whole.rank)).expand(whole))
         elif node.op_type == "Add" and len(inactive) == 1:
-            self.add(y, (g * single(Expr(emit, inactive[0]))).expand(whole))
-        elif not more and all(x.shape == y.shape for x, _ in contributions):
-            parts = [part * single(Expr(emit, x)) for x, part in contributions]
-            self.add(y, (g * whole - add_all(parts)).expand(whole) if parts else (g * whole).expand(whole))
+            self.add(y, (g * own(Expr(emit, inactive[0]))).expand(whole))
         else:
-            self.rest += [total(cotangents[y] * single(Expr(emit, y)), self.layers.x) for y in ys]
-            self.rest += [-total(part * single(Expr(emit, x)), self.layers.x) for x, part in contributions]
+            terms = [cotangents[value] * single(Expr(emit, value)) for value in ys if value.dtype in FLOATS]
+            terms += [-(part * single(Expr(emit, x))) for x, part in contributions if x.dtype in FLOATS]
+            if len(ys) == 1 and all(x.shape == y.shape for x, _ in contributions):
+                self.add(y, add_all(terms).expand(whole))
+            else:
+                self.rest += [total(term, self.layers.x) for term in terms]
 
     def adds_nothing(self, node: ir.Node, inactive: list[ir.Value]) -> bool:
         """Whether a node is known to be homogeneous in what depends on the image."""
         if node.op_type in COMBINING:
             return not inactive
         depend = sum(x in self.layers.active for x in reads(node))
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2 and node.inputs[2] is not None:
+        if node.op_type in BIASED and len(node.inputs) > 2 and node.inputs[2] is not None:
             return False
         divided = node.op_type == "Div" and node.inputs[0] in self.layers.active
         return depend == 1 and (node.op_type in LINEAR | HOMOGENEOUS or divided)
@@ -123,6 +122,20 @@ class BiasGradients:
             if layer is not None:
                 found.append((layer, layer.grid(map)))
         return found, add_all(sums) if sums else value.zeros()
+
+
+def bias(node: ir.Node, b: Expr, rank: int) -> Expr:
+    """The bias of a convolution or a linear layer, so that it broadcasts to the output."""
+    b = own(b)
+    if node.op_type != "Gemm":
+        return b.reshape((1, b.size(0), *(1,) * (rank - 2)))
+    beta = node.attributes.get_float("beta", 1.0)
+    return b if beta == 1 else b * beta
+
+
+def own(x: Expr) -> Expr:
+    """A constant as one of our own, in single precision at least: none feeds both directions (see `Emit.constant`)."""
+    return single(x if x.constant is None else x.emit.constant(x.constant.copy()))
 
 
 def total(e: Expr, x: ir.Value) -> Expr:

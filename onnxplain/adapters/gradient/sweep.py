@@ -159,6 +159,8 @@ def pull_back(
         try:
             if (found := gap(node, active, rules)) is None:
                 contributions = apply(node, emit, sums, active, rules)
+                if observe is not None:
+                    observe(node, sums, contributions)
         except UnsupportedCase as case:
             found = Gap(kind(node), label(node), str(case))
         except MemoryError:
@@ -171,8 +173,6 @@ def pull_back(
         if found is not None:
             missing.append(found)
             contributions = [] if stop else zeros(emit, [x for x in reads(node) if x in active])
-        elif observe is not None:
-            observe(node, sums, contributions)
         for value, g in contributions:
             sums[value] = sums[value] + g if value in sums else g
     return {x: sums[x].expand(Expr(emit, x)) for x in wrt if x in sums}, missing[::-1]
