@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnxplain.adapters.gradient import differentiate, write
 from onnxplain.adapters.gradient.classifier import OUTPUTS, gradient_model, without_layers
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.methods import FullGrad, GradCAM, HiResCAM, IntegratedGradients, LayerCAM, Method, ScoreCAM
-from onnxplain.errors import ExecutionError, InvalidModel, UsageError
+from onnxplain.errors import ExecutionError, InvalidModel, PartialGradientWarning, UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.models.preprocess import PreprocessSpec
 
@@ -130,6 +131,36 @@ def test_errors_of_layers_come_when_a_method_asks() -> None:
         pytest.raises(UsageError, match="opened forward only"),
     ):
         opened.explain(X, GradCAM())
+
+
+def test_a_classifier_that_changed_meanwhile(tmp_path: Path) -> None:
+    """Its layers would be those of another model."""
+    path = tmp_path / "m.onnx"
+    onnx.save(tiny.classifier(), path)
+    with ox.open(path, preprocess=None) as opened:
+        onnx.save(tiny.classifier(softmax=True), path)
+        for method in (GradCAM(), FullGrad()):
+            with pytest.raises(InvalidModel, match="changed since it was opened"):
+                opened.explain(X, method)
+
+
+def test_a_gradient_that_stops_is_said_once() -> None:
+    """When the model is opened, and not again when its layers are made."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]> net (float[1, 3, 8, 8] x) => (float[1, 4] z)
+        <float[4, 3, 1, 1] w = {1, 2, -1, 1, 0, 1, 2, -2, 3, 1, 0, 1}, float[1, 1, 1, 2] places = {0.1, 0.2}>
+        {
+          a = Conv (x, w) b = GlobalAveragePool (a) odd = GridSample (x, places)
+          c = Conv (odd, w) d = Add (b, c) z = Flatten (d)
+        }"""
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PartialGradientWarning)
+        opened = ox.open(model, preprocess=None, on_unsupported="stop-gradient")
+        with opened:
+            assert opened.explain(X[:1], GradCAM())[0].provenance["layer"] == "a"
+            assert opened.explain(X[:1], FullGrad())[0].diagnostics["completeness_gap"] > 0.01
+    assert [warning.category for warning in caught] == [PartialGradientWarning]
 
 
 def test_after_closing_nothing_starts() -> None:

@@ -20,6 +20,7 @@ from onnxplain.adapters.gradient.classifier import (
     NOTES_KEY,
     OBJECTIVES,
     OUTPUTS,
+    SOURCE_KEY,
     forward_model,
     gradient_model,
     logits_model,
@@ -107,11 +108,18 @@ def halves(
         return Halves(logits_model(model, **how), None)
     how |= {"on_unsupported": on_unsupported}
     made = gradient_model(model, **how)
+
+    def again(**inside: Any) -> onnx.ModelProto:
+        """The gradient model with more outputs, of what must be the same classifier still."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PartialGradientWarning)  # it has been said
+            more = gradient_model(model, **how, **inside)
+        if properties(more)[SOURCE_KEY] != properties(made)[SOURCE_KEY]:
+            raise InvalidModel("the model has changed since it was opened; next: open it again")
+        return more
+
     return Halves(
-        forward_model(made),
-        made,
-        layers=lambda: gradient_model(model, **how, layers=layers),
-        biases=lambda: gradient_model(model, **how, bias_gradients=True),
+        forward_model(made), made, layers=lambda: again(layers=layers), biases=lambda: again(bias_gradients=True)
     )
 
 
@@ -162,7 +170,7 @@ def gradient_model_problem(model: ir.Model) -> str | None:
     missing = [
         *(f"the input {name}" for name in (TARGET, OBJECTIVE) if name not in inputs),
         *(f"the output {name}" for name in (*OUTPUTS, *inner_outputs(meta)) if name not in outputs),
-        *(f"{key} in its metadata" for key in ("onnxplain.space", "onnxplain.source_sha256") if key not in meta),
+        *(f"{key} in its metadata" for key in ("onnxplain.space", SOURCE_KEY) if key not in meta),
     ]
     images = [v for name, v in inputs.items() if name not in (TARGET, OBJECTIVE)]
     if missing:

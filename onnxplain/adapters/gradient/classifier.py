@@ -33,6 +33,7 @@ from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, Prep
 OUTPUTS = ("logits", "value", "gradient")  # of a gradient model
 OBJECTIVES = {kind.name.lower(): int(kind) for kind in Kind}  # and the codes of its objectives
 HEAD_KEY, LAYOUT_KEY, NOTES_KEY = "onnxplain.head", "onnxplain.layout", "onnxplain.notes"
+SOURCE_KEY = "onnxplain.source_sha256"
 LAYERS_KEY, BIASES_KEY = "onnxplain.layers", "onnxplain.bias_gradients"
 
 
@@ -97,11 +98,14 @@ def gradient_graph(
         ours, x, z, head = classifier(model, preprocess, output, head, input_shape)
     graph = ours.graph
     names = [layers] if isinstance(layers, str) else list(layers)
-    inside = Layers(graph, x.value, z.value, last=ours.metadata_props.get(LAYOUT_KEY) == "NHWC")
-    chosen = inside.named(names, model)
-    # what `fold` has put before the classifier is none of its layers: u is in model space
-    folded = frozenset(node for node, _ in x.value.uses()) if preprocess is not None else frozenset()
-    biases = BiasGradients(inside, skip=folded) if bias_gradients else None
+    chosen: list[Layer] = []
+    biases: BiasGradients | None = None
+    if names or bias_gradients:
+        inside = Layers(graph, x.value, z.value, last=ours.metadata_props.get(LAYOUT_KEY) == "NHWC")
+        chosen = inside.named(names, model)
+        # what `fold` has put before the classifier is none of its layers: u is in model space
+        folded = frozenset(node for node, _ in x.value.uses()) if preprocess is not None else frozenset()
+        biases = BiasGradients(inside, skip=folded) if bias_gradients else None
     batch, count = z.shape
     make_way(graph, {TARGET, OBJECTIVE})
     target = ir.Value(name=TARGET, shape=ir.Shape([batch, count]), type=ir.TensorType(ir.DataType.FLOAT))
@@ -226,7 +230,7 @@ def classifier(
     ours.metadata_props.update(
         {
             "onnxplain.version": version("onnxplain"),
-            "onnxplain.source_sha256": source_sha256(model, ours),
+            SOURCE_KEY: source_sha256(model, ours),
             "onnxplain.space": "model" if preprocess is None else "pixel",
             HEAD_KEY: str(found.head),
             NOTES_KEY: json.dumps(notes),

@@ -23,6 +23,7 @@ from onnxplain.adapters.gradient.sweep import FLOATS, active_values, reads, sing
 from onnxplain.errors import UsageError
 
 AUTO: Literal["auto"] = "auto"
+UNKNOWN = "where {} leaves its channels is not known"
 LISTED = " (`onnxplain inspect --format json` lists them)"
 MOST_PREFIX = 8  # tokens before a grid: class token, distillation token, registers
 
@@ -175,6 +176,8 @@ class Layers:
         source, *others = [x for x in reads(node) if x in self.active]
         axis, before, after = axes[source], dims(source) or (), dims(y) or ()
         last = len(after) - 1
+        if not after:
+            return "its shape is not known"
         if node.op_type in CHANNELS_FIRST:
             return 1
         if node.op_type in CHANNELS_LAST:
@@ -187,14 +190,14 @@ class Layers:
             return axis
         if node.op_type == "Transpose":
             perm = node.attributes["perm"].value if "perm" in node.attributes else range(len(before))[::-1]
-            return list(perm).index(axis)
+            return list(perm).index(axis) if axis in perm else UNKNOWN.format(node.op_type)
         if node.op_type not in RESHAPES and len(before) == len(after):
             return axis
         if axis == len(before) - 1 and before[-1:] == after[-1:]:
             return last
         if axis == 1 and before[1:2] == after[1:2]:
             return 1
-        return f"where {node.op_type} leaves its channels is not known"
+        return UNKNOWN.format(node.op_type)
 
     def automatic(self) -> Layer:
         """The layer to take where none is named.
