@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,24 +19,23 @@ import numpy as np
 from onnxplain.engine.atomic import writable_folder, write_atomically
 from onnxplain.engine.drive import drive
 from onnxplain.engine.evaluate import (
-    Background,
     Evaluation,
     Example,
     Observe,
     Row,
-    lacks_background,
     look,
-    pixel_sha256,
 )
 from onnxplain.engine.evaluate import (
     evaluate as evaluate_examples,
 )
 from onnxplain.engine.explanation import plain
+from onnxplain.engine.methods import Method
+from onnxplain.engine.requests import Array
 from onnxplain.engine.rows import RowLog, require_results, write_parquet
 from onnxplain.engine.summary import Summary, summarise
 from onnxplain.errors import InputError, OnnxplainError, UsageError
 from onnxplain.explainer import Explainer, open
-from onnxplain.recipes import ModelFile, PathLike, photos_of, read
+from onnxplain.recipes import ModelFile, PathLike, lacks_background, photos_of, read
 
 SCHEMA_VERSION = 1
 ROWS, RESULTS, COPY, SUMMARY, MEANS = "rows.jsonl", "results.parquet", "recipe.toml", "summary.json", "summary.csv"
@@ -114,27 +114,28 @@ class Run:
         **opening: Any,
     ) -> None:
         require_results()
-        self.recipe = recipe = read(recipe)
+        self.recipe = made = read(recipe)
         self.opening = opening
-        wanted = recipe.images if count is None else replace(recipe.images, count=count)
-        self.count = wanted.count
-        self.photos = photos_of(
-            wanted, Path(images) if images is not None else recipe.folder, recipe.explain == "label"
-        )
-        folder = Path(models) if models is not None else recipe.folder
-        self.files = {model.name: folder / model.path for model in recipe.models}
+        self.count = count if count is not None else made.images.count
+        self.photos = photos_of(made.images, made.folder if images is None else Path(images), made.explain == "label")
+        if (made.images.background or 0) >= len(self.photos):
+            raise UsageError(
+                f"background: expected fewer than the {len(self.photos)} images that there are, "
+                f"got {made.images.background}; next: lower it in [images]"
+            )
+        folder = made.folder if models is None else Path(models)
+        self.files = {model.name: folder / model.path for model in made.models}
         missing = [path for path in self.files.values() if not path.is_file()]
         if missing:
             raise InputError(
                 f"cannot read {missing[0]}{f' and {len(missing) - 1} more models' if missing[1:] else ''}: "
                 "there is no such file; next: say where the models are with --models DIR"
             )
-        self.costs = {model.name: self._check(model) for model in recipe.models}
-        output = Path(output)
-        writable_folder(output)
-        self.folder = output
-        self.log = RowLog(output / ROWS)
-        write_atomically(output / COPY, recipe.text.encode(), overwrite=True)
+        self.costs = {model.name: self._check(model) for model in made.models}
+        self.folder = Path(output)
+        writable_folder(self.folder)
+        self.log = RowLog(self.folder / ROWS)
+        write_atomically(self.folder / COPY, made.text.encode(), overwrite=True)
         self.places: dict[str, list[Place]] = {}
         self.number = 0
 
@@ -185,11 +186,10 @@ class Run:
             )
         evaluation = Evaluation(
             model=model.name,
-            methods=recipe.methods,
+            methods=self._methods(explainer),
             metrics=recipe.metrics,
             seed=recipe.seed,
             follow_label=recipe.explain == "label",
-            background=self._background(explainer),
         )
         for example in examples:
             for method in recipe.methods:
@@ -225,21 +225,20 @@ class Run:
                     if not self.recipe.images.correct_only or example.predicted == example.label:
                         examples.append(example)
 
-    def _background(self, explainer: Explainer) -> Background | None:
-        """Photos for methods that hold an image against others, drawn with the recipe's seed; one more than needed."""
-        count = self.recipe.images.background
-        if count is None or not any(map(lacks_background, self.recipe.methods.values())):
-            return None
-        if count >= len(self.photos):
-            raise UsageError(
-                f"background: expected fewer than the {len(self.photos)} images there are, got {count}; "
-                "next: lower it in [images]"
-            )
-        order = np.random.default_rng([self.recipe.seed, 1]).permutation(len(self.photos))
-        images = [explainer.read(self.photos[i].path) for i in order[: count + 1]]
-        return Background(
-            np.stack([explainer.to_input(image) for image in images]), [pixel_sha256(image) for image in images], count
-        )
+    def _methods(self, explainer: Explainer) -> dict[str, Method]:
+        """The recipe's methods; those that hold an image against others get these, drawn with the recipe's seed."""
+        methods = dict(self.recipe.methods)
+        needy = [label for label, method in methods.items() if lacks_background(method)]
+        if needy:
+            images: list[Array] = []
+            for i in np.random.default_rng([self.recipe.seed, 1]).permutation(len(self.photos)):
+                with suppress(InputError):  # was told when the images were chosen, if it was looked at
+                    images.append(explainer.to_input(explainer.read(self.photos[i].path)))
+                if len(images) == self.recipe.images.background:
+                    break
+            background = np.stack(images)
+            methods |= {label: replace(methods[label], background=background) for label in needy}  # type: ignore[type-var]
+        return methods
 
     def finish(self, failed: Mapping[str, OnnxplainError]) -> tuple[list[Row], Summary]:
         """Write the Parquet file and the summary of all rows of this recipe, of this run and of earlier ones."""

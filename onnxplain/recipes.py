@@ -128,7 +128,7 @@ def parse(text: str, name: str = "recipe", folder: Path = Path()) -> Recipe:
     source = top.take("source", text_of, "")
     seed = top.take("seed", whole(0), 0)
     explain = top.take("explain", one_of("predicted", "label"), "predicted")
-    compare = top.take("compare", pairs, [])
+    compare: list[tuple[str, str]] = top.take("compare", pairs, [])
     models = [model_file(table) for table in top.tables("model")]
     images = images_of(top.table("images"))
     methods = [method(table) for table in top.tables("method")]
@@ -142,10 +142,10 @@ def parse(text: str, name: str = "recipe", folder: Path = Path()) -> Recipe:
         for label in (first, second):
             known(label, by_label, f"{name}: compare", "method")
     names = unique([(model.name, model) for model in models], f"{name}: [[model]]", "name")
-    if any(getattr(one, "background", 0) is None for one in by_label.values()) and images.background is None:
-        needy = next(label for label, one in by_label.items() if getattr(one, "background", 0) is None)
+    needy = [label for label, one in by_label.items() if lacks_background(one)]
+    if needy and images.background is None:
         raise UsageError(
-            f"{name}: method {needy!r} needs other images to hold the image against; "
+            f"{name}: method {needy[0]!r} needs other images to hold the image against; "
             "next: say how many, with background = 150 in [images]"
         )
     return Recipe(
@@ -185,12 +185,12 @@ class Table:
 
     def table(self, key: str) -> Table:
         """The table `[key]`; empty if it is not there."""
-        content = self.take(key, mapping, {})
+        content: dict[str, Any] = self.take(key, mapping, {})
         return Table(f"{self.where}: [{key}]", content)
 
     def tables(self, key: str, least: int = 1) -> list[Table]:
         """The tables `[[key]]`, of which there must be one at least unless `least` is 0."""
-        contents = self.take(key, mappings, [])
+        contents: list[dict[str, Any]] = self.take(key, mappings, [])
         if len(contents) < least:
             raise UsageError(f"{self.where}: has no [[{key}]]; next: name at least one {key}")
         return [Table(f"{self.where}: [[{key}]] number {i}", content) for i, content in enumerate(contents, start=1)]
@@ -289,6 +289,11 @@ def published(
     return found
 
 
+def lacks_background(method: Method) -> bool:
+    """Whether a method takes other images to hold the image against, and has none yet."""
+    return getattr(method, "background", 0) is None
+
+
 def known(name: str, names: Iterable[str], where: str, what: str) -> str:
     names = list(names)
     if name not in names:
@@ -379,13 +384,13 @@ def pairs(value: Any) -> list[tuple[str, str]]:
     return made  # type: ignore[return-value]
 
 
-def mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("a table")
     return value
 
 
-def mappings(value: Any) -> list[Mapping[str, Any]]:
+def mappings(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise ValueError("tables in double brackets")
     return [mapping(item) for item in value]

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from onnxplain.engine.summary import Summary
     from onnxplain.errors import OnnxplainError
 
-KIND = {"model": "model", "metric_label": "under", "metric": "metric"}
+KIND = {"model": "model", "protocol": "protocol", "metric": "metric"}
 MEANS = KIND | {"reduction": "reduction", "method": "method", "mean": "mean", "low": "low", "high": "high", "n": "n",
                 "rank": "rank", "published": "published", "published_rank": "its rank"}  # fmt: skip
 PAIRS = KIND | {"first": "first", "second": "second", "difference": "difference", "low": "low", "high": "high",
                 "n": "n", "ahead": "ahead", "p_t": "p (t)", "p_wilcoxon": "p (Wilcoxon)"}  # fmt: skip
 ORDERS = KIND | {"methods": "methods", "kendall_tau": "Kendall's tau"}
-ENDS = {"model": "model", "metric_label": "under", "game": "game", "points": "points", "ends": "s_0 + s_N",
+ENDS = {"model": "model", "protocol": "protocol", "game": "game", "points": "points", "ends": "s_0 + s_N",
         "largest_gap": "largest gap", "published_low": "published from", "published_high": "to"}  # fmt: skip
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Protocol, TypeAlias
 
@@ -24,7 +25,7 @@ from onnxplain.engine.methods import Method, to_dict
 from onnxplain.engine.metrics import InsertionDeletion
 from onnxplain.engine.requests import Array, Head, Logits, Program
 from onnxplain.engine.space import Space
-from onnxplain.errors import OnnxplainError, UsageError
+from onnxplain.errors import InputError, OnnxplainError, UsageError
 
 Row: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Mapping[str, int]], None]
@@ -70,19 +71,6 @@ class Example:
     image_sha256: str
 
 
-@dataclass(frozen=True, eq=False)
-class Background:
-    """Images (n, ...) that a method may hold an image against: `count` of them, never the image itself."""
-
-    images: Array
-    image_sha256: Sequence[str]
-    count: int
-
-    def beside(self, image_sha256: str) -> list[int]:
-        """Which of the images serve the image with these pixels."""
-        return [i for i, other in enumerate(self.image_sha256) if other != image_sha256][: self.count]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """A metric, by its id and parameters."""
@@ -104,7 +92,19 @@ class Evaluation:
     metrics: Mapping[str, Measure]
     seed: int = 0
     follow_label: bool = False
-    background: Background | None = field(default=None, compare=False)
+
+    @cached_property
+    def params(self) -> dict[str, dict[str, Any]]:
+        """The parameters of each method, as rows hold them."""
+        return {label: to_dict(method) for label, method in self.methods.items()}
+
+    def target(self, example: Example) -> int:
+        """The class that is explained."""
+        if not self.follow_label:
+            return example.predicted
+        if example.label is None:
+            raise UsageError(f"{example.name}: has no label; next: give labels, or explain the predicted class")
+        return example.label
 
     def key(self, subject: Subject, example: Example, method: str, metric: str) -> str:
         """What a row depends on, as 32 hexadecimal digits; labels are not part of it, nor is the batch size."""
@@ -114,51 +114,14 @@ class Evaluation:
             "image_sha256": example.image_sha256,
             "target": self.target(example),
             "method": self.methods[method].id,
-            "method_params": self.params(example, method),
+            "method_params": self.params[method],
             "metric": measure.id,
             "metric_params": measure.params,
             "seed": self.seed,
             "version": version("onnxplain"),
         }
-        text = json.dumps({name: plain(fact) for name, fact in facts.items()}, sort_keys=True)
+        text = json.dumps(plain(facts), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-    def target(self, example: Example) -> int:
-        """The class that is explained."""
-        if not self.follow_label:
-            return example.predicted
-        if example.label is None:
-            raise UsageError(
-                f"{example.name}: has no label to explain; next: give labels, or explain the predicted class"
-            )
-        return example.label
-
-    def params(self, example: Example, method: str) -> dict[str, Any]:
-        """The method's parameters as rows hold them; a background is told by the pixels of its images."""
-        params = to_dict(self.methods[method])
-        if self.takes_background(method):
-            assert self.background is not None
-            names = [self.background.image_sha256[i] for i in self.background.beside(example.image_sha256)]
-            params["background"] = {"count": len(names), "sha256": hashlib.sha256("".join(names).encode()).hexdigest()}
-        return params
-
-    def takes_background(self, method: str) -> bool:
-        return lacks_background(self.methods[method])
-
-    def method(self, example: Example, label: str) -> Method:
-        """The method for this example, with its background if it needs one."""
-        method = self.methods[label]
-        if not self.takes_background(label):
-            return method
-        assert self.background is not None
-        images = self.background.images[self.background.beside(example.image_sha256)]
-        made: Method = replace(method, background=images)  # type: ignore[type-var]
-        return made
-
-
-def lacks_background(method: Method) -> bool:
-    """Whether a method needs a background set and was made without one."""
-    return getattr(method, "background", 0) is None
 
 
 def look(subject: Subject, name: str, path: str, label: int | None) -> Program[Example]:
@@ -207,11 +170,9 @@ def explain_and_score(
         return []
     image = subject.read(example.path)
     if pixel_sha256(image) != example.image_sha256:
-        raise UsageError(
-            f"{example.path}: the photo has changed meanwhile; next: leave the photos alone, and start again"
-        )
+        raise InputError(f"{example.path}: has changed while it was worked on; next: run the same command again")
     x = subject.to_input(image)
-    method = evaluation.method(example, label)
+    method = evaluation.methods[label]
     explanation = yield from subject.program(x, method, evaluation.target(example), evaluation.seed)
     rows: list[Row] = []
     for name, key in left.items():
@@ -237,7 +198,7 @@ def explain_and_score(
                 **number,
                 "metric_label": name,
                 "method_id": method.id,
-                "method_params": evaluation.params(example, label),
+                "method_params": evaluation.params[label],
                 "metric_id": measure.id,
                 "metric_params": dict(measure.params),
                 "explained": evaluation.target(example),

@@ -81,16 +81,12 @@ def summarise(
             if (about["model"], about["metric_label"], about["metric"], method) in papers
         }
         sets = {method: np.array(list(by_image.values())) for method, by_image in methods.items()}
-        ours = {
-            method: float(np.mean(v[np.isfinite(v)])) if np.isfinite(v).any() else math.nan
-            for method, v in sets.items()
-        }
+        found = {method: interval(numbers) for method, numbers in sets.items()}
+        ours = {method: math.nan if one["mean"] is None else one["mean"] for method, one in found.items()}
         rank, their_rank = ranks(ours, about["direction"]), ranks(theirs, about["direction"])
-        for method, numbers in sets.items():
-            means.append(
-                {**about, "method": method, **interval(numbers), "published": theirs.get(method)}
-                | {"rank": rank[method], "published_rank": their_rank.get(method)}
-            )
+        for method, one in found.items():
+            paper = {"published": theirs.get(method), "published_rank": their_rank.get(method)}
+            means.append({**about, "method": method, **one, "rank": rank.get(method), **paper})
         for first, second in compare:
             if first in methods and second in methods:
                 pairs.append(
@@ -99,12 +95,8 @@ def summarise(
                 )
         if len(theirs) > 1:
             orders.append({**about, **agreement({m: ours[m] for m in theirs}, theirs)})
-    return Summary(
-        means=means,
-        pairs=pairs,
-        orders=orders,
-        ends=[ends(kind, found, values, papers) for kind, found in curves.items()],
-    )
+    identity = [ends(kind, of_kind, values, papers) for kind, of_kind in curves.items()]
+    return Summary(means=means, pairs=pairs, orders=orders, ends=identity)
 
 
 def interval(values: Any) -> dict[str, Any]:
@@ -124,9 +116,10 @@ def interval(values: Any) -> dict[str, Any]:
 
 
 def ranks(means: Mapping[str, float], direction: str | None) -> dict[str, int]:
-    """The place of each method, 1 for the best."""
-    ordered = sorted(means, key=lambda method: means[method] if direction == "lower" else -means[method])
-    return {method: place for place, method in enumerate(ordered, start=1)}
+    """The place of each method that has a mean, 1 for the best."""
+    sign = 1 if direction == "lower" else -1
+    ordered = sorted((sign * mean, method) for method, mean in means.items() if not math.isnan(mean))
+    return {method: place for place, (_, method) in enumerate(ordered, start=1)}
 
 
 def paired(first: Mapping[str, float], second: Mapping[str, float], direction: str | None) -> dict[str, Any]:
