@@ -20,11 +20,11 @@ from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, notes_of, properties
-from onnxplain.engine.drive import Model, Outcome, Usage, drive, run
+from onnxplain.engine.drive import GRADIENT, LOGITS, Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.protocol import Closing
 from onnxplain.engine.explanation import Explanation
-from onnxplain.engine.methods import Method, to_dict
+from onnxplain.engine.methods import Method, Task, to_dict
 from onnxplain.engine.requests import Array, Gradients, Head, Kind, Logits, Objective, Points, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError, by_operator
@@ -118,7 +118,7 @@ class Explainer(Closing):
         self._opened: list[OnnxRuntimeExecutor] = []
         self._closed = False
         self._logits = self._start(model.logits)
-        self.forward = Model(self._logits, batch_size=batch_size, head=self.head)
+        self.forward = Model({LOGITS: lambda: self._logits}, batch_size=batch_size, head=self.head)
 
     def _start(self, model: ModelProto) -> OnnxRuntimeExecutor:
         if self._closed:
@@ -132,7 +132,10 @@ class Explainer(Closing):
         """The model with its gradient; its session is started when it is first needed."""
         if self._halves.gradient is None:
             raise UsageError("opened forward only: there are no gradients; next: open it with gradient=True")
-        return Model(self._logits, self._start(self._halves.gradient), batch_size=self.batch_size, head=self.head)
+        gradient = self._start(self._halves.gradient)
+        return Model(
+            {LOGITS: lambda: self._logits, GRADIENT: lambda: gradient}, batch_size=self.batch_size, head=self.head
+        )
 
     @property
     def channel_axis(self) -> int:
@@ -254,7 +257,7 @@ class Explainer(Closing):
             )
         logits = (yield Logits(x[None]))[0]
         target = int(logits.argmax()) if target is None else target
-        attribution = yield from method(x, target, space=self.space, rng=generator(seed, x, method), head=self.head)
+        attribution = yield from method(x, Task(target, self.space, generator(seed, x, method), self.head))
         values = attribution.values.astype(np.float32)
         if not np.isfinite(values).all():
             raise NonFinite(f"method {method.id}: its attribution holds NaN or Inf; next: try another objective")

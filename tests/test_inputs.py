@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnxplain as ox
 from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.engine.methods import CrediblePath, IntegratedGradients, Method, Saliency
 from onnxplain.engine.metrics import InsertionDeletion
-from onnxplain.engine.requests import Kind
+from onnxplain.engine.requests import Head, Kind
 from onnxplain.errors import InputError, InvalidModel, UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.models.preprocess import PreprocessSpec, load_image
@@ -272,8 +273,8 @@ def test_a_method_that_drops_the_head_is_told(labels: Explainer) -> None:
     """Its objectives would be those of a softmax."""
 
     class Forgetful(Saliency):
-        def __call__(self, x, target, *, space, rng, head):
-            return super().__call__(x, target, space=space, rng=rng)
+        def __call__(self, x, task):
+            return super().__call__(x, replace(task, head=Head.SOFTMAX))
 
     with pytest.raises(UsageError, match="pass on the head"):
         labels.explain(X[:1], Forgetful())

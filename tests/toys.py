@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.engine.drive import Model, run
+from onnxplain.engine.drive import GRADIENT, LOGITS, Model, run
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.protocol import TensorSpec
-from onnxplain.engine.methods import Method
+from onnxplain.engine.methods import Method, Task
 from onnxplain.engine.requests import Attribution
 from onnxplain.engine.space import Space
 
@@ -143,15 +143,24 @@ def executors(toy: Toy, dtype: Any = np.float64) -> tuple[FunctionExecutor, Func
 
 def model_of(toy: Toy, dtype: Any = np.float64, batch_size: int = 8) -> Model:
     """A toy as the driver takes it."""
-    return Model(*executors(toy, dtype), batch_size=batch_size)
+    return joined(*executors(toy, dtype), batch_size=batch_size)
+
+
+def joined(forward: FunctionExecutor, backward: FunctionExecutor, batch_size: int = 8) -> Model:
+    """A classifier and its gradient model as the driver takes them."""
+    return Model({LOGITS: lambda: forward, GRADIENT: lambda: backward}, batch_size=batch_size)
 
 
 def explain(
     method: Method, toy: Toy, x: Array, target: int | Array = 0, *, space: Space | None = None, seed: int = 0
 ) -> Attribution:
     """What a method says of one image, in the image's dtype."""
-    program = method(x, target, space=space or pixels(toy), rng=np.random.default_rng(seed))
-    return run(program, model_of(toy, x.dtype))
+    return run(method(x, task(toy, target, space=space, seed=seed)), model_of(toy, x.dtype))
+
+
+def task(toy: Toy, target: int | Array = 0, *, space: Space | None = None, seed: int = 0) -> Task:
+    """What a method is told of a toy, in pixel space unless told otherwise."""
+    return Task(target, space or pixels(toy), np.random.default_rng(seed))
 
 
 def pixels(toy: Toy) -> Space:

@@ -19,7 +19,7 @@ from onnxplain.adapters.gradient.prepare import prepare
 from onnxplain.adapters.gradient.read import read
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, properties
 from onnxplain.engine import verify as engine
-from onnxplain.engine.drive import Model
+from onnxplain.engine.drive import GRADIENT, LOGITS, Model
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.requests import Head
 from onnxplain.engine.space import Space
@@ -60,7 +60,9 @@ def verify_gradient(
         OnnxRuntimeExecutor(made.logits, threads=threads, folder=made.folder) as logits,
         OnnxRuntimeExecutor(made.gradient, threads=threads, folder=made.folder) as both,
     ):
-        model = Model(logits, both, batch_size=batch_size, head=Head(meta[HEAD_KEY]))
+        model = Model(
+            {LOGITS: lambda: logits, GRADIENT: lambda: both}, batch_size=batch_size, head=Head(meta[HEAD_KEY])
+        )
         low, high = (0.0, 1.0) if PREPROCESS_KEY in meta else range or UNKNOWN
         Space.model((low, high))  # which complains if they are in the wrong order
         points = photos(meta, model, images) if images else engine.random_images(model.image_shape, low, high, seed)

@@ -10,7 +10,7 @@ loops of many images keep the batches full, and no program knows of any other.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import RLock
@@ -27,9 +27,11 @@ from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, UsageError
 Array: TypeAlias = NDArray[Any]
 Result = TypeVar("Result")
 
-LOGITS, GRADIENT = "logits", "gradient"  # the roles
+# The roles: the classifier, its gradient model, that with inner layers, and the multipliers against a reference.
+ROLES = LOGITS, GRADIENT, LAYERS, MULTIPLIERS = "logits", "gradient", "layers", "multipliers"
 FINITE = {LOGITS: ("logits",), GRADIENT: ("logits", "gradient")}  # the outputs that may hold no NaN and no Inf
-PATIENCE = 4  # batches: a few rows of one role are not kept waiting for ever by the many of the other
+NEEDED = {GRADIENT: "a gradient is", LAYERS: "inner layers are", MULTIPLIERS: "a reference is"}
+PATIENCE = 4  # batches: a few rows of one role are not kept waiting for ever by the many of another
 TARGET, OBJECTIVE = "onnxplain_target", "onnxplain_objective"  # the extra inputs of a gradient model
 
 
@@ -37,8 +39,8 @@ TARGET, OBJECTIVE = "onnxplain_target", "onnxplain_objective"  # the extra input
 class Usage:
     """What has been spent: rows and runtime calls by role, seconds inside the runtime and in all."""
 
-    rows: dict[str, int] = field(default_factory=lambda: {LOGITS: 0, GRADIENT: 0})
-    calls: dict[str, int] = field(default_factory=lambda: {LOGITS: 0, GRADIENT: 0})
+    rows: Counter[str] = field(default_factory=lambda: Counter({LOGITS: 0, GRADIENT: 0}))
+    calls: Counter[str] = field(default_factory=lambda: Counter({LOGITS: 0, GRADIENT: 0}))
     runtime_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -62,20 +64,18 @@ class Outcome(Generic[Result]):
 class Model:
     """One model as the driver sees it: its executors by role, and the buffers that each batch is written into.
 
-    Several threads may drive programs on it; they take turns, batch by batch.
+    `start` makes the executor of a role, when that is first needed; whoever gives it closes what it has made. Several
+    threads may drive programs on one model; they take turns, batch by batch.
     """
 
     def __init__(
-        self,
-        logits: Executor,
-        gradient: Executor | None = None,
-        *,
-        batch_size: int = 8,
-        head: Head = Head.SOFTMAX,
+        self, start: Mapping[str, Callable[[], Executor]], *, batch_size: int = 8, head: Head = Head.SOFTMAX
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch size: expected at least 1, got {batch_size}")
-        self.executors = {LOGITS: logits, GRADIENT: gradient}
+        self.start = start
+        self.executors: dict[str, Executor] = {}
+        logits = self.executor(LOGITS)
         ((self.input, spec),) = logits.inputs.items()
         self.batch_size = batch_size = spec.shape[0] if isinstance(spec.shape[0], int) else batch_size
         (classes,) = (s.shape[-1] for s in logits.outputs.values())
@@ -91,11 +91,17 @@ class Model:
         self.code = np.empty(batch_size, np.int64)
         self.lock = RLock()
 
+    def executor(self, role: str) -> Executor:
+        """The executor of a role."""
+        if role not in self.start:
+            raise UsageError(f"{NEEDED[role]} needed here, but only a forward model was given")
+        if role not in self.executors:
+            self.executors[role] = self.start[role]()
+        return self.executors[role]
+
     def run(self, role: str, count: int) -> Mapping[str, Array]:
         """Outputs for the first `count` rows of the buffers."""
-        executor = self.executors[role]
-        if executor is None:
-            raise UsageError("a gradient is needed here, but only a forward model was given")
+        executor = self.executor(role)
         feeds = {self.input: self.x[:count]}
         if role == GRADIENT:
             feeds |= {TARGET: self.target[:count], OBJECTIVE: self.code[:count]}
@@ -122,7 +128,7 @@ def forward_model(fn: Callable[[Array], Array], example: Array, *, batch_size: i
         {"images": TensorSpec(example.dtype, ("n", *example.shape[1:]))},
         {LOGITS: TensorSpec(example.dtype, ("n", classes))},
     )
-    return Model(executor, batch_size=batch_size)
+    return Model({LOGITS: lambda: executor}, batch_size=batch_size)
 
 
 class LogitsWork:
@@ -259,7 +265,7 @@ class Job(Generic[Result]):
 
     index: int
     program: Program[Result]
-    rows: dict[str, int] = field(default_factory=lambda: {LOGITS: 0, GRADIENT: 0})
+    rows: Counter[str] = field(default_factory=lambda: Counter({LOGITS: 0, GRADIENT: 0}))
     asked: int = 0
     waiting: int = 0
     work: Work | None = None
@@ -280,8 +286,8 @@ def drive(
     """
     usage = usage if usage is not None else Usage()
     source = enumerate(programs)
-    queues: dict[str, deque[tuple[Job[Result], int]]] = {LOGITS: deque(), GRADIENT: deque()}
-    passed_over = {LOGITS: 0, GRADIENT: 0}  # batches that a role's rows have waited for the other one
+    queues: dict[str, deque[tuple[Job[Result], int]]] = {role: deque() for role in ROLES}
+    passed_over = dict.fromkeys(ROLES, 0)  # batches that a role's rows have waited for others
     exhausted = False
 
     def advance(job: Job[Result], answer: Any) -> Outcome[Result] | None:

@@ -29,9 +29,8 @@ IMAGES = np.random.default_rng(0).random((12, 6))
 
 def programs(order: list[int]) -> Iterator[Program[Attribution]]:
     """One method after the other, on one image after the other; each draws from its image's own seed."""
-    space = toys.pixels(toys.TOY_T)
     for i in order:
-        yield METHODS[i % 4](IMAGES[i], i % 3, space=space, rng=np.random.default_rng(i))
+        yield METHODS[i % 4](IMAGES[i], toys.task(toys.TOY_T, i % 3, seed=i))
 
 
 def in_order(outcomes: Iterator[Outcome[Any]]) -> list[Any]:
@@ -48,7 +47,7 @@ def test_order_and_batch_size_change_no_bit(order: list[int], batch_size: int) -
 
 
 def isa(x: toys.Array) -> Program[Attribution]:
-    return ISA(k=2)(x, 0, space=toys.pixels(toys.TOY_T), rng=np.random.default_rng(0))
+    return ISA(k=2)(x, toys.task(toys.TOY_T))
 
 
 def test_batches_are_full_while_there_is_work() -> None:
@@ -122,7 +121,7 @@ def poisoned(where: str) -> Model:
 
         return FunctionExecutor(fn, executor.inputs, executor.outputs)
 
-    return Model(spoil(forward), spoil(backward), batch_size=5)
+    return toys.joined(spoil(forward), spoil(backward), batch_size=5)
 
 
 @pytest.mark.parametrize("where", ["logits", "gradient"])
@@ -133,7 +132,7 @@ def test_nan_ends_the_one_program_that_met_it(where: str, method: Method) -> Non
 
     def source() -> Iterator[Program[Attribution]]:
         for x in images:
-            yield method(x, 0, space=toys.pixels(toys.TOY_T), rng=np.random.default_rng(0))
+            yield method(x, toys.task(toys.TOY_T))
 
     outcomes = sorted(drive(source(), poisoned(where)), key=lambda outcome: outcome.index)
     assert [outcome.index for outcome in outcomes if outcome.error] == [4]
@@ -177,7 +176,7 @@ def test_a_runtime_that_fails_ends_everything() -> None:
     def broken(feeds: Mapping[str, toys.Array]) -> dict[str, toys.Array]:
         raise BackendFailed("out of memory")
 
-    model = Model(forward, FunctionExecutor(broken, backward.inputs, backward.outputs))
+    model = toys.joined(forward, FunctionExecutor(broken, backward.inputs, backward.outputs))
     with pytest.raises(BackendFailed):
         list(drive(programs([0, 1]), model))
 
@@ -267,11 +266,11 @@ def test_outcomes_may_be_used_to_run_the_same_model() -> None:
 
         return call
 
-    model = Model(
+    model = toys.joined(
         FunctionExecutor(reuse(forward), forward.inputs, forward.outputs),
         FunctionExecutor(reuse(backward), backward.inputs, backward.outputs),
     )
-    saliency = [Saliency()(x, 0, space=toys.pixels(toys.TOY_T), rng=np.random.default_rng(0)) for x in IMAGES]
+    saliency = [Saliency()(x, toys.task(toys.TOY_T)) for x in IMAGES]
     for outcome in drive(saliency, model):
         answer_to(Points(0 * IMAGES[:8], CE), model)
         expected = toys.explain(Saliency(), toys.TOY_T, IMAGES[outcome.index]).values

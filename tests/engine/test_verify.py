@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import toys
 
 from onnxplain.engine.drive import OBJECTIVE, TARGET, Model
 from onnxplain.engine.executors.function import FunctionExecutor
@@ -64,7 +65,7 @@ def model(
         outputs = {"logits": z, "value": values, "gradient": spoil(pull_back(x, v))}
         return {name: value.astype(kind) for name, value in outputs.items()}
 
-    return Model(
+    return toys.joined(
         FunctionExecutor(
             lambda feeds: {"logits": (forward or logits)(feeds["x"].astype(np.float64)).astype(kind)},
             images,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
 from onnxplain.engine.methods.baselines import Baseline
 from onnxplain.engine.methods.credible_path import Alphas, Constraint, CrediblePath
 from onnxplain.engine.methods.integrated_gradients import IntegratedGradients
 from onnxplain.engine.methods.isa import ISA
-from onnxplain.engine.methods.method import Method
+from onnxplain.engine.methods.method import Method, Task
 from onnxplain.engine.methods.options import parse, plain, suggest
 from onnxplain.engine.methods.quadrature import Rule
 from onnxplain.engine.methods.saliency import Saliency
@@ -27,15 +27,20 @@ __all__ = [
     "Method",
     "Rule",
     "Saliency",
+    "Task",
     "from_options",
     "to_dict",
 ]
 
-METHODS: dict[str, type[Method]] = {
-    ISA.id: ISA,
-    CrediblePath.id: CrediblePath,
-    IntegratedGradients.id: IntegratedGradients,
-    Saliency.id: Saliency,
+# Every method and every preset, as it is without further words.
+METHODS: dict[str, Method] = {
+    method.id: method
+    for method in (
+        ISA(),
+        CrediblePath(),
+        IntegratedGradients(),
+        Saliency(),
+    )
 }
 
 
@@ -47,17 +52,17 @@ def from_options(id: str, options: Mapping[str, str]) -> Method:
     """
     if id not in METHODS:
         raise UsageError(f"unknown method {id!r}{suggest(id, METHODS)}")
-    make: Callable[..., Method] = METHODS[id]
-    hints = get_type_hints(make)
-    names = [field.name for field in fields(METHODS[id])]  # type: ignore[arg-type]
+    hints, names = get_type_hints(type(METHODS[id])), to_dict(METHODS[id])
     values: dict[str, Any] = {}
     for name, text in options.items():
         if name not in names:
             raise UsageError(f"{id}: unknown parameter {name!r}{suggest(name, names)}")
         values[name] = parse(f"{id}: {name}", text, hints[name])
-    return make(**values)
+    made: Method = replace(METHODS[id], **values)  # type: ignore[type-var]
+    return made
 
 
 def to_dict(method: Method) -> dict[str, Any]:
     """The hyper-parameters of a method as JSON has them; choices by name, arrays by shape, dtype and SHA-256."""
-    return {field.name: plain(getattr(method, field.name)) for field in fields(method)}  # type: ignore[arg-type]
+    names = [field.name for field in fields(method) if field.name != "id"]  # type: ignore[arg-type]
+    return {name: plain(getattr(method, name)) for name in names}

@@ -7,7 +7,7 @@ from enum import Enum
 import cv2
 import numpy as np
 
-from onnxplain.engine.methods.method import Array
+from onnxplain.engine.methods.method import Array, channel_axis
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
 
@@ -33,22 +33,6 @@ def baseline_of(x: Array, baseline: Baseline | Array, space: Space, who: str) ->
         return np.broadcast_to(space.low, x.shape).astype(x.dtype)
     picture = tuple(axis for axis in range(x.ndim) if axis != channel_axis(x, space))
     return np.broadcast_to(x.mean(axis=picture, keepdims=True), x.shape).astype(x.dtype)
-
-
-def channel_axis(x: Array, space: Space) -> int | None:
-    """The axis of the channels, None if `x` has none (fewer than three axes).
-
-    Images are (C,H,W) or (H,W,C). The space tells which, itself or by its per-channel facts; where it does not, it is
-    the shorter one of the two ends.
-    """
-    if x.ndim < 3:
-        return None
-    if space.channel_axis is not None:
-        return space.channel_axis % x.ndim
-    several = [axis for axis, size in enumerate(space.zero.shape, start=x.ndim - space.zero.ndim) if size > 1]
-    if several:
-        return several[0]
-    return 0 if x.shape[0] <= x.shape[-1] else x.ndim - 1
 
 
 def blurred(x: Array, kernel: int, space: Space) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from onnxplain.engine.methods.method import (
     MOST_STEPS,
     MOST_WALK,
     Array,
+    Task,
     require,
     require_one_of,
     require_positive,
@@ -23,7 +24,6 @@ from onnxplain.engine.methods.method import (
 from onnxplain.engine.methods.walk import sign_step
 from onnxplain.engine.requests import (
     Attribution,
-    Head,
     Kind,
     Line,
     Objective,
@@ -90,7 +90,7 @@ class CrediblePath:
     the paper does not give them.
     """
 
-    id: ClassVar[str] = "credible"
+    id: str = "credible"
     kernels: tuple[int, ...] = (11, 21, 31)
     starts: Array | None = None
     steps: int = 150
@@ -137,23 +137,15 @@ class CrediblePath:
     def rows(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002 (the same for every shape)
         return 1 + self.count * (self.max_iter + self.steps // self.count)
 
-    def __call__(
-        self,
-        x: Array,
-        target: int | Array,
-        *,
-        space: Space,
-        rng: np.random.Generator,
-        head: Head = Head.SOFTMAX,
-    ) -> Program[Attribution]:
-        space.require_range("CrediblePath")
-        objective = Objective(self.objective, target, head)
+    def __call__(self, x: Array, task: Task) -> Program[Attribution]:
+        task.space.require_range("CrediblePath")
+        objective = task.objective(self.objective)
         at_x = yield Points(x[None], objective)
-        searches = yield from self.search(x, at_x.logits[0], target, space, head)
+        searches = yield from self.search(x, at_x.logits[0], task)
 
         start = np.stack([search.best for search in searches])
         step = x - start
-        t = self.points(rng)
+        t = self.points(task.rng)
         reference = at_x.gradient[0] if self.validity is not None else None
         path = yield Line(start, step, t, np.ones_like(t), objective, self.validity, reference)
         mean = np.divide(path.gradient, path.count, out=np.zeros_like(step), where=path.count > 0)
@@ -178,12 +170,11 @@ class CrediblePath:
         inside = rng.random(shape) if self.alphas is Alphas.STRATIFIED else np.full(shape, 0.5)
         return (np.arange(shape[1]) + inside) / shape[1]
 
-    def search(
-        self, x: Array, logits: Array, target: int | Array, space: Space, head: Head = Head.SOFTMAX
-    ) -> Generator[Request, Any, list[Search]]:
+    def search(self, x: Array, logits: Array, task: Task) -> Generator[Request, Any, list[Search]]:
         """Algorithm 1 for all baselines side by side; one that has arrived asks for nothing more."""
+        space = task.space
         low, high, span = (fact.astype(x.dtype) for fact in (space.low, space.high, space.span))
-        objective = self.loss(logits, target, head)
+        objective = self.loss(logits, task)
         starts = self.begin(x, space)
         if not self.literal:
             self.keep_away(starts, x, low, high)
@@ -217,15 +208,15 @@ class CrediblePath:
             search.credible, search.distance, search.iteration = credible, distance, i
         search.converged = distance <= self.epsilon * (search.start_distance if self.epsilon_relative else 1)
 
-    def loss(self, logits: Array, target: int | Array, head: Head) -> Objective:
+    def loss(self, logits: Array, task: Task) -> Objective:
         """What a baseline descends, from the logits of the image."""
         match self.baseline_objective:
             case Kind.SOFT_CE:
-                return Objective(Kind.SOFT_CE, head.probability(logits), head)
+                return Objective(Kind.SOFT_CE, task.head.probability(logits), task.head)
             case Kind.LOGIT_L2:
-                return Objective(Kind.LOGIT_L2, logits, head)
+                return Objective(Kind.LOGIT_L2, logits, task.head)
             case kind:
-                return Objective(kind, target, head)
+                return task.objective(kind)
 
     def begin(self, x: Array, space: Space) -> Array:
         """Where the searches begin: (B, ...), for us to write to."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from onnxplain.engine.methods.baselines import Baseline, baseline_of
-from onnxplain.engine.methods.method import CLASS_KINDS, Array, require, require_one_of
+from onnxplain.engine.methods.method import CLASS_KINDS, Array, Task, require, require_one_of
 from onnxplain.engine.methods.quadrature import Rule, quadrature
-from onnxplain.engine.requests import Attribution, Head, Kind, Line, Logits, Objective, Program
-from onnxplain.engine.space import Space
+from onnxplain.engine.requests import Attribution, Kind, Line, Logits, Program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,7 @@ class IntegratedGradients:
     Source: Sundararajan, Taly and Yan, ICML 2017, section 3 (whose sum is the rule `right`).
     """
 
-    id: ClassVar[str] = "ig"
+    id: str = "ig"
     steps: int = 50
     rule: Rule = Rule.MIDPOINT
     baseline: Baseline | Array = Baseline.BLACK
@@ -42,17 +40,9 @@ class IntegratedGradients:
     def rows(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002 (the same for every shape)
         return self.steps + 2
 
-    def __call__(
-        self,
-        x: Array,
-        target: int | Array,
-        *,
-        space: Space,
-        rng: np.random.Generator,  # noqa: ARG002 (draws nothing)
-        head: Head = Head.SOFTMAX,
-    ) -> Program[Attribution]:
-        objective = Objective(self.objective, target, head)
-        start = baseline_of(x, self.baseline, space, "IG")
+    def __call__(self, x: Array, task: Task) -> Program[Attribution]:
+        objective = task.objective(self.objective)
+        start = baseline_of(x, self.baseline, task.space, "IG")
         t, w = quadrature(self.rule, self.steps)
         path = yield Line(start[None], (x - start)[None], t[None], w[None], objective)
         values = (x - start) * path.gradient[0]

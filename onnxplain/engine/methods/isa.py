@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,14 +13,14 @@ from onnxplain.engine.methods.method import (
     MOST_ETA,
     MOST_WALK,
     Array,
+    Task,
     require,
     require_one_of,
     require_positive,
     require_whole,
 )
 from onnxplain.engine.methods.walk import sign_step
-from onnxplain.engine.requests import Attribution, Head, Kind, Logits, Objective, Points, Program, Request
-from onnxplain.engine.space import Space
+from onnxplain.engine.requests import Attribution, Kind, Logits, Objective, Points, Program, Request
 
 TINY = 1e-12  # the least |change of the loss| that is divided by
 MOST_K = 10**9  # more than any image has features
@@ -65,7 +65,7 @@ class ISA:
     parameters of its table 1.
     """
 
-    id: ClassVar[str] = "isa"
+    id: str = "isa"
     k: int = 5000
     t1: int = 8
     t2: int = 8
@@ -99,17 +99,10 @@ class ISA:
         a_round = 1 + sum(walk.steps for walk in self.walks)
         return self.rounds(int(np.prod(shape))) * a_round
 
-    def __call__(
-        self,
-        x: Array,
-        target: int | Array,
-        *,
-        space: Space,
-        rng: np.random.Generator,  # noqa: ARG002 (draws nothing)
-        head: Head = Head.SOFTMAX,
-    ) -> Program[Attribution]:
+    def __call__(self, x: Array, task: Task) -> Program[Attribution]:
+        space = task.space
         space.require_range("ISA")
-        objective = Objective(self.objective, target, head)
+        objective = task.objective(self.objective)
         black, span = space.low.astype(x.dtype), space.span.astype(x.dtype)
         attribution = np.zeros(x.shape, x.dtype)
         alive = np.ones(x.shape, bool)

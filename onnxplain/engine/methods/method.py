@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.engine.requests import Attribution, Head, Kind, Program
+from onnxplain.engine.requests import Attribution, Head, Kind, Objective, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
 
@@ -24,24 +25,64 @@ MOST_ETA = 1.0  # of such a step, in pixel units: from black to white
 CLASS_KINDS = (Kind.LOGIT, Kind.PROB, Kind.LOGPROB, Kind.CE, Kind.CE_ON_PROBS, Kind.PROB_ON_PROBS)
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a method is told beside the image.
+
+    `target` is the class, or the weights (K,), to explain; `space` says how the model's input relates to pixels; `rng`
+    belongs to this image and method alone; `head` is the model's.
+    """
+
+    target: int | Array
+    space: Space
+    rng: np.random.Generator
+    head: Head = Head.SOFTMAX
+
+    def objective(self, kind: Kind) -> Objective:
+        """The objective of this kind for the target."""
+        return Objective(kind, self.target, self.head)
+
+
 class Method(Protocol):
     """An attribution method.
 
-    `id` is its name in files and on the command line. Calling it with one image `x` (without batch axis, in the space
-    and dtype of the model's input), the class or weights (K,) to explain, the space, a random generator that belongs to
-    this image and method alone, and the model's head, which its objectives are made with, gives the program that
-    computes the attribution.
+    `id` is its name in files and on the command line; a preset, such as `ISA.repo()`, has one of its own. Calling it
+    with one image `x` (without batch axis, in the space and dtype of the model's input) and its task gives the program
+    that computes the attribution.
     """
 
-    id: ClassVar[str]
+    @property
+    def id(self) -> str: ...
 
-    def __call__(
-        self, x: Array, target: int | Array, *, space: Space, rng: np.random.Generator, head: Head = Head.SOFTMAX
-    ) -> Program[Attribution]: ...
+    def __call__(self, x: Array, task: Task) -> Program[Attribution]: ...
 
     def rows(self, shape: tuple[int, ...]) -> int:
         """How many rows (forward or gradient) an image of this shape costs at most: for progress bars."""
         ...
+
+
+def spread(map: Array, x: Array, space: Space) -> Array:
+    """A map (H, W) as an attribution of image `x`: the same in all of its C channels, so that they sum to the map."""
+    axis = channel_axis(x, space)
+    if axis is None:
+        return np.asarray(map, x.dtype)
+    return np.broadcast_to(np.expand_dims(map / x.shape[axis], axis), x.shape).astype(x.dtype)
+
+
+def channel_axis(x: Array, space: Space) -> int | None:
+    """The axis of the channels, None if `x` has none (fewer than three axes).
+
+    Images are (C,H,W) or (H,W,C). The space tells which, itself or by its per-channel facts; where it does not, it is
+    the shorter one of the two ends.
+    """
+    if x.ndim < 3:
+        return None
+    if space.channel_axis is not None:
+        return space.channel_axis % x.ndim
+    several = [axis for axis, size in enumerate(space.zero.shape, start=x.ndim - space.zero.ndim) if size > 1]
+    if several:
+        return several[0]
+    return 0 if x.shape[0] <= x.shape[-1] else x.ndim - 1
 
 
 def word(member: Enum) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from onnxplain.engine.methods.method import CLASS_KINDS, Array, require_one_of
-from onnxplain.engine.requests import Attribution, Head, Kind, Objective, Points, Program
-from onnxplain.engine.space import Space
+from onnxplain.engine.methods.method import CLASS_KINDS, Array, Task, require_one_of
+from onnxplain.engine.requests import Attribution, Kind, Points, Program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +18,7 @@ class Saliency:
     Units: F per unit of the input. Source: Simonyan, Vedaldi and Zisserman, 2014, section 3.
     """
 
-    id: ClassVar[str] = "saliency"
+    id: str = "saliency"
     objective: Kind = Kind.LOGIT
     signed: bool = False
 
@@ -30,15 +28,7 @@ class Saliency:
     def rows(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002 (the same for every shape)
         return 1
 
-    def __call__(
-        self,
-        x: Array,
-        target: int | Array,
-        *,
-        space: Space,  # noqa: ARG002 (has no values in pixel units)
-        rng: np.random.Generator,  # noqa: ARG002 (draws nothing)
-        head: Head = Head.SOFTMAX,
-    ) -> Program[Attribution]:
-        at_x = yield Points(x[None], Objective(self.objective, target, head))
+    def __call__(self, x: Array, task: Task) -> Program[Attribution]:
+        at_x = yield Points(x[None], task.objective(self.objective))
         gradient = at_x.gradient[0]
         return Attribution(gradient if self.signed else np.abs(gradient), {"value": float(at_x.value[0])})

@@ -32,7 +32,7 @@ def golden(kind: Kind, **parameters: Any) -> CrediblePath:
 
 
 def search(method: CrediblePath, toy: toys.Toy, x: toys.Array, target: int = 0) -> list[Search]:
-    return run(method.search(x, toy.logits(x), target, toys.pixels(toy)), toys.model_of(toy, x.dtype))
+    return run(method.search(x, toy.logits(x), toys.task(toy, target)), toys.model_of(toy, x.dtype))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_rows_are_one_and_the_iterations_and_the_paths() -> None:
     starts = np.stack([toys.X + 0.01, GREY[0], toys.X - 0.01])
     method = CrediblePath(starts=starts, baseline_objective=Kind.LOGIT_L2, epsilon=0.05, epsilon_relative=False)
     usage = Usage()
-    program = method(toys.X, 0, space=toys.pixels(toys.TOY_T), rng=np.random.default_rng(0))
+    program = method(toys.X, toys.task(toys.TOY_T))
     (outcome,) = drive([program], toys.model_of(toys.TOY_T, batch_size=150), usage=usage)
     iterations = outcome.unwrap().diagnostics["iterations"]
     assert outcome.unwrap().diagnostics["converged"] == [True] * 3

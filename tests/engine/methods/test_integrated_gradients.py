@@ -150,7 +150,7 @@ def test_a_saturated_softmax_gives_numbers() -> None:
 
 def test_rows_and_calls() -> None:
     usage, method = Usage(), IntegratedGradients(steps=50)
-    program = method(toys.X, 0, space=toys.pixels(toys.TOY_T), rng=np.random.default_rng(0))
+    program = method(toys.X, toys.task(toys.TOY_T))
     (outcome,) = drive([program], toys.model_of(toys.TOY_T, batch_size=16), usage=usage)
     assert outcome.rows == usage.rows == {GRADIENT: 50, LOGITS: 2}
     assert usage.calls == {GRADIENT: 4, LOGITS: 1}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxplain.engine.drive import GRADIENT, LOGITS, Usage, drive, run
-from onnxplain.engine.methods import ISA
+from onnxplain.engine.methods import ISA, Task
 from onnxplain.engine.requests import Attribution, Kind, Objective
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
@@ -93,7 +93,7 @@ def test_rows_and_calls_of_a_full_size_image() -> None:
     draw = np.random.default_rng(0)
     toy = toys.affine(draw.normal(size=(2, 3, 224, 224)).reshape(2, -1) / 400, shape=(3, 224, 224))
     x, usage = draw.random((3, 224, 224)).astype(np.float32), Usage()
-    program = ISA()(x, 0, space=Space.pixels((0, 0, 0), (1, 1, 1)), rng=draw)
+    program = ISA()(x, Task(0, Space.pixels((0, 0, 0), (1, 1, 1)), draw))
     (outcome,) = drive([program], toys.model_of(toy, np.float32), usage=usage)
     assert outcome.unwrap().values.dtype == np.float32
     assert outcome.rows == usage.rows == {GRADIENT: 465, LOGITS: 62}
@@ -104,9 +104,7 @@ def test_rows_and_calls_of_a_full_size_image() -> None:
 @pytest.mark.parametrize(("t1", "t2", "gradients", "sum_of_scores"), [(8, 0, 8, 1), (0, 3, 3, 1), (2, 5, 6, 2)])
 def test_walks_of_unequal_length(t1: int, t2: int, gradients: int, sum_of_scores: int) -> None:
     method = ISA(k=6, t1=t1, t2=t2)
-    (outcome,) = drive(
-        [method(toys.X, 0, space=toys.pixels(toys.TOY_T), rng=np.random.default_rng(0))], toys.model_of(toys.TOY_T)
-    )
+    (outcome,) = drive([method(toys.X, toys.task(toys.TOY_T))], toys.model_of(toys.TOY_T))
     assert outcome.rows == {GRADIENT: gradients, LOGITS: (t1 > 0) + (t2 > 0)}
     assert method.rows((6,)) == sum(outcome.rows.values())
     assert outcome.unwrap().diagnostics["score_sums"] == pytest.approx([sum_of_scores], rel=0.01)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import toys
 
@@ -33,7 +32,7 @@ def test_a_saturated_probability_has_no_gradient() -> None:
 
 
 def test_one_row() -> None:
-    program = Saliency()(toys.X, 0, space=Space.model(), rng=np.random.default_rng(0))
+    program = Saliency()(toys.X, toys.task(toys.TOY_T, space=Space.model()))
     (outcome,) = drive([program], toys.model_of(toys.TOY_T))
     assert outcome.rows == {GRADIENT: 1, LOGITS: 0}
     assert Saliency().rows((6,)) == 1
