@@ -134,10 +134,16 @@ class Run:
         self.costs = {model.name: self._check(model) for model in made.models}
         self.folder = Path(output)
         writable_folder(self.folder)
+        ours = (self.folder / ROWS).exists()  # without it, a recipe.toml that lies there is somebody else's
+        write_atomically(self.folder / COPY, made.text.encode(), overwrite=ours or self._is_copy())
         self.log = RowLog(self.folder / ROWS)
-        write_atomically(self.folder / COPY, made.text.encode(), overwrite=True)
         self.places: dict[str, list[Place]] = {}
         self.number = 0
+
+    def _is_copy(self) -> bool:
+        """Whether the recipe that lies in the folder already is this one."""
+        copy = self.folder / COPY
+        return copy.is_file() and copy.read_bytes() == self.recipe.text.encode()
 
     def _check(self, model: ModelFile) -> list[int]:
         """Open a model; the rows of the runtime that each method and all metrics take for one image, at most."""

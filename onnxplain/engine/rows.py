@@ -15,6 +15,8 @@ from onnxplain.errors import BackendMissing, InputError, OutputError
 
 Row: TypeAlias = dict[str, Any]
 
+BLOCK = 65536  # bytes that are looked through at once for the end of the last whole line
+
 
 class RowLog:
     """A file of result rows, one JSON object a line, that rows are appended to.
@@ -32,25 +34,31 @@ class RowLog:
         self.path = path
         try:
             self._file = open(path, "a+b")  # noqa: SIM115 (closed by `close`)
-            self._cut()
         except OSError as error:
             raise self._failed(error) from error
-        self.keys = self._complete()
+        try:
+            self._cut()
+            self.keys = self._complete()
+        except BaseException:
+            self.close()
+            raise
 
     def _cut(self) -> None:
         """Drop a last line without its end."""
-        end = self._file.seek(0, os.SEEK_END)
-        at = end
-        while at:
-            start = max(0, at - 65536)
-            self._file.seek(start)
-            newline = self._file.read(at - start).rfind(b"\n")
-            if newline >= 0:
-                at = start + newline + 1
-                break
-            at = start
-        if at < end:
-            self._file.truncate(at)
+        try:
+            at = end = self._file.seek(0, os.SEEK_END)
+            while at:
+                start = max(0, at - BLOCK)
+                self._file.seek(start)
+                newline = self._file.read(at - start).rfind(b"\n")
+                if newline >= 0:
+                    at = start + newline + 1
+                    break
+                at = start
+            if at < end:
+                self._file.truncate(at)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def _complete(self) -> set[str]:
         """The keys of the units that are there whole."""
