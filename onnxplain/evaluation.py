@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from onnxplain.adapters.onnx_file import AUTO, Preprocess
 from onnxplain.engine.atomic import writable_folder, write_atomically
 from onnxplain.engine.drive import drive
 from onnxplain.engine.evaluate import (
@@ -70,8 +71,11 @@ def evaluate(
     models: PathLike | None = None,
     images: PathLike | None = None,
     count: int | None = None,
+    on: str = "cpu",
+    batch_size: int = 8,
+    threads: int = 0,
+    preprocess: Preprocess = AUTO,
     observe: Observe | None = None,
-    **opening: Any,
 ) -> Results:
     """Run a recipe to its end, or on from where it was stopped, and write its results into the folder `output`.
 
@@ -81,8 +85,8 @@ def evaluate(
         models: the folder of the models; None: that of the recipe.
         images: the folder of the images; None: that of the recipe.
         count: this many images, instead of the recipe's number.
+        on, batch_size, threads, preprocess: how every model is opened, as in `open`.
         observe: called after every call of the runtime with the rows that it had.
-        opening: how models are opened, as in `open`: `batch_size`, `threads`, `on`, `preprocess`.
 
     An image or a method that fails is left out, and is in `failed` of the results.
 
@@ -92,7 +96,8 @@ def evaluate(
         OutputError: the results cannot be written.
     """
     failed: dict[str, OnnxplainError] = {}
-    with Run(recipe, output, models=models, images=images, count=count, **opening) as run:
+    opening = {"on": on, "batch_size": batch_size, "threads": threads, "preprocess": preprocess}
+    with Run(recipe, output, models=models, images=images, count=count, opening=opening) as run:
         for step in run.steps(observe):
             if step.error is not None:
                 failed.setdefault(f"{step.name}: {step.error}", step.error)
@@ -101,7 +106,10 @@ def evaluate(
 
 
 class Run:
-    """One recipe on its way. Opening it checks everything; `steps` does the work; `finish` writes the results."""
+    """One recipe on its way. Making it checks everything; `steps` does the work; `finish` writes the results.
+
+    `opening` are arguments of `open`, the same for every model; the others are those of `evaluate`.
+    """
 
     def __init__(
         self,
@@ -111,11 +119,11 @@ class Run:
         models: PathLike | None = None,
         images: PathLike | None = None,
         count: int | None = None,
-        **opening: Any,
+        opening: Mapping[str, Any] | None = None,
     ) -> None:
         require_results()
         self.recipe = made = read(recipe)
-        self.opening = opening
+        self.opening = opening or {}
         self.count = count if count is not None else made.images.count
         self.photos = photos_of(made.images, made.folder if images is None else Path(images), made.explain == "label")
         if (made.images.background or 0) >= len(self.photos):

@@ -13,14 +13,17 @@ REQUIRED = "ONNXPLAIN_REQUIRE_FRAMEWORKS"
 REQUIRED_RUNTIMES = "ONNXPLAIN_REQUIRE_RUNTIMES"  # their modules' names with commas between, or "1" for all
 
 
-def framework(name: str, load: Callable[[], ModuleType] | None = None) -> ModuleType:
-    """Import a framework, or skip the module that asks; with ONNXPLAIN_REQUIRE_FRAMEWORKS set, fail instead."""
+def framework(name: str, load: Callable[[], ModuleType] | None = None, *, extra: str = "test-frameworks") -> ModuleType:
+    """Import a framework, or skip the module that asks; with ONNXPLAIN_REQUIRE_FRAMEWORKS set, fail instead.
+
+    `extra` is the one that it is installed with.
+    """
     try:
         return load() if load else importlib.import_module(name)
     except ImportError:
         if os.environ.get(REQUIRED):
             raise
-        pytest.skip(f'{name} is not installed (pip install "onnxplain[test-frameworks]")', allow_module_level=True)
+        pytest.skip(f'{name} is not installed (pip install "onnxplain[{extra}]")', allow_module_level=True)
 
 
 def runtime(name: str, package: str) -> ModuleType:

@@ -287,6 +287,12 @@ def test_a_recipe_with_a_hole_is_read_or_refused(at, length, instead):
     assert re.match("recipe: |$", complaint(GOOD[:at] + instead + GOOD[at + length :]))
 
 
+def test_the_recipe_of_the_page_about_recipes_is_read():
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "recipes.md").read_text("utf-8")
+    recipe = parse(re.search("^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1])
+    assert list(recipe.methods) == ["ISA", "IG", "saliency"]
+
+
 # shipped recipes
 
 PAPERS = (

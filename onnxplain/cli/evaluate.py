@@ -71,7 +71,7 @@ def command(
 
     here, failed, done = terminal(), dict[str, "OnnxplainError"](), 0
     how = {"batch_size": batch_size, "threads": threads, "on": on, "preprocess": options.preprocess_of(preprocess)}
-    with Run(recipe, output, models=models, images=images, count=count, **how) as run:
+    with Run(recipe, output, models=models, images=images, count=count, opening=how) as run:
         try:
             with progress(f"evaluating {run.images} image{'s' * (run.images != 1)}", run.total) as bar:
                 for step in run.steps(bar.observe):

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from frameworks import framework
 from tiny import classifier, complain, run
 
 import onnxplain as ox
 from onnxplain.engine.metrics import InsertionDeletion, Protocol
 from onnxplain.models.preprocess import load_image, to_input
 
-parquet = pytest.importorskip("pyarrow.parquet")
-pytest.importorskip("scipy")
+parquet = framework("pyarrow.parquet", extra="results")
+framework("scipy.stats", extra="results")
 
 RECIPE = """
 title = "Tiny"

@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from frameworks import framework
 
-stats = pytest.importorskip("scipy.stats")
+from onnxplain.engine.summary import Published, end_points, summarise
 
-from onnxplain.engine.summary import Published, end_points, summarise  # noqa: E402
+stats = framework("scipy.stats", extra="results")
 
 
 def row(method, image, value, metric="insertion_auc", **more):
