@@ -124,7 +124,7 @@ class Run:
         require_results()
         self.recipe = made = read(recipe)
         self.opening = opening or {}
-        self.count = count if count is not None else made.images.count
+        self.count = count
         self.photos = photos_of(made.images, made.folder if images is None else Path(images), made.explain == "label")
         if (made.images.background or 0) >= len(self.photos):
             raise UsageError(
@@ -169,15 +169,15 @@ class Run:
             error.args = (f"model {model.name}: {error}",)
             raise
 
-    @property
-    def images(self) -> int:
-        """How many images each model is evaluated on, at most."""
-        return min(len(self.photos), self.count if self.count is not None else len(self.photos))
+    def images(self, model: ModelFile) -> int:
+        """How many images a model is evaluated on, at most."""
+        counts = self.count, model.count, self.recipe.images.count
+        return min(len(self.photos), next((count for count in counts if count is not None), len(self.photos)))
 
     @property
     def total(self) -> int:
         """The rows of the runtime that everything takes, at most."""
-        return sum(self.images * (1 + sum(costs)) for costs in self.costs.values())
+        return sum(self.images(model) * (1 + sum(self.costs[model.name])) for model in self.recipe.models)
 
     def steps(self, observe: Observe | None = None) -> Iterator[Step]:
         """Do what is not done yet, model by model. Rows are in the file before their step is given."""
@@ -186,12 +186,12 @@ class Run:
                 yield from self._model_steps(model, explainer, observe)
 
     def _model_steps(self, model: ModelFile, explainer: Explainer, observe: Observe | None) -> Iterator[Step]:
-        recipe, costs = self.recipe, self.costs[model.name]
+        recipe, costs, wanted = self.recipe, self.costs[model.name], self.images(model)
         examples: list[Example] = []
-        for step in self._choose(explainer, examples, observe):
+        for step in self._choose(explainer, wanted, examples, observe):
             yield replace(step, name=f"{model.name}: {step.name}")
-        missing = self.images - len(examples)
-        yield Step(f"{model.name}: choosing images", self.images + missing * sum(costs))
+        missing = wanted - len(examples)
+        yield Step(f"{model.name}: choosing images", wanted + missing * sum(costs))
         if not examples:
             which = "classifies right" if recipe.images.correct_only else "can read"
             raise UsageError(
@@ -223,9 +223,11 @@ class Run:
                 outcome.error,
             )
 
-    def _choose(self, explainer: Explainer, examples: list[Example], observe: Observe | None) -> Iterator[Step]:
-        """Look at photos in their order until there are enough examples, which are added to `examples`."""
-        size, wanted = explainer.batch_size, self.images
+    def _choose(
+        self, explainer: Explainer, wanted: int, examples: list[Example], observe: Observe | None
+    ) -> Iterator[Step]:
+        """Look at photos in their order until there are as many examples as wanted, which are added to `examples`."""
+        size = explainer.batch_size
         for at in range(0, len(self.photos), size):
             photos = self.photos[at : at + size]
             programs = (look(explainer, photo.name, str(photo.path), photo.label) for photo in photos)

@@ -34,10 +34,12 @@ MOST = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """A classifier: its name in results, and its file, relative to the folder of the models."""
+    """A classifier: its name in results, its file, relative to the folder of the models, and how many images it gets
+    if that is another number than that of `Images`."""
 
     name: str
     path: str
+    count: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,8 +212,9 @@ class Table:
 def model_file(table: Table) -> ModelFile:
     path = table.take("path", text_of)
     name = table.take("name", text_of, Path(path).stem)
+    count = table.take("count", whole(1), None)
     table.end()
-    return ModelFile(name=name, path=path)
+    return ModelFile(name=name, path=path, count=count)
 
 
 def images_of(table: Table) -> Images:

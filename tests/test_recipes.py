@@ -105,7 +105,7 @@ WRONG = {
     ),
     "unknown key of a model": (
         [('path = "b/n.onnx"', 'path = "b/n.onnx"\nhead = "softmax"')],
-        "recipe: [[model]] number 2: unknown key 'head'; known: name, path",
+        "recipe: [[model]] number 2: unknown key 'head'; known: count, name, path",
     ),
     "a model without a path": ([('path = "b/n.onnx"', "")], "recipe: [[model]] number 2: path is missing"),
     "unknown method": (

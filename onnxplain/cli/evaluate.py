@@ -73,7 +73,7 @@ def command(
     how = {"batch_size": batch_size, "threads": threads, "on": on, "preprocess": options.preprocess_of(preprocess)}
     with Run(recipe, output, models=models, images=images, count=count, opening=how) as run:
         try:
-            with progress(f"evaluating {run.images} image{'s' * (run.images != 1)}", run.total) as bar:
+            with progress(f"evaluating {run.recipe.title or recipe}", run.total) as bar:
                 for step in run.steps(bar.observe):
                     bar.finished(step.estimate, step.rows)
                     if step.error is None:

@@ -451,6 +451,14 @@ def test_shipped_recipes_are_listed(place):
 def test_the_progress_of_a_run_ends_at_its_end(place, recipe):
     result = run("evaluate", recipe, "-o", place.out, "--progress")
     assert result.exit_code == 0
-    assert "evaluating 3 images" in result.stderr
+    assert "evaluating Tiny" in result.stderr
     assert "100%" in result.stderr
     assert Path(place.out, "results.parquet").exists()
+
+
+def test_models_may_get_images_of_their_own_number(place, recipe):
+    place.add_model("n.onnx", classifier(softmax=True))
+    change(recipe, ("[[method]]", '[[model]]\npath = "n.onnx"\ncount = 1\n\n[[method]]'))
+    document = evaluated(recipe, place)
+    assert {(mean["model"], mean["n"]) for mean in document["means"]} == {("m", 3), ("n", 1)}
+    assert {mean["n"] for mean in evaluated(recipe, place, "--count", "2")["means"]} == {2}
