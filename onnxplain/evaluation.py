@@ -30,7 +30,7 @@ from onnxplain.engine.evaluate import (
     evaluate as evaluate_examples,
 )
 from onnxplain.engine.explanation import plain
-from onnxplain.engine.methods import Method
+from onnxplain.engine.methods import Method, forward_only
 from onnxplain.engine.requests import Array
 from onnxplain.engine.rows import RowLog, require_results, write_parquet
 from onnxplain.engine.summary import Summary, summarise
@@ -164,7 +164,8 @@ class Run:
 
     def _open(self, model: ModelFile) -> Explainer:
         try:
-            return open(self.files[model.name], **self.opening)
+            gradient = not all(map(forward_only, self.recipe.methods.values()))
+            return open(self.files[model.name], gradient=gradient, **self.opening)
         except OnnxplainError as error:
             error.args = (f"model {model.name}: {error}",)
             raise

@@ -61,7 +61,8 @@ def open(
         output: the name of the logits, where the model has several float outputs.
         head: "softmax" or "sigmoid"; None: as the model ends, see `gradient_model`.
         input_shape: the sizes that a classifier leaves open, such as (3, 224, 224).
-        gradient: False opens the forward half only, for scoring heatmaps; the model need not be differentiable then.
+        gradient: False opens the forward half only, for scoring heatmaps and for methods that ask no gradient; the
+            model need not be differentiable then.
         range: the valid values of an input without preprocessing, for methods that work in pixel units.
         threads: of the runtime inside one operator; 0 lets it decide.
         on_unsupported: what an operator without a gradient is, as in `differentiate`.
@@ -129,13 +130,14 @@ class Explainer(Closing):
 
     @cached_property
     def model(self) -> Model:
-        """The model with its gradient; its session is started when it is first needed."""
+        """The model with its gradient, whose session is started when it is first needed."""
+        start = {LOGITS: lambda: self._logits, GRADIENT: self._gradient}
+        return Model(start, batch_size=self.batch_size, head=self.head)
+
+    def _gradient(self) -> OnnxRuntimeExecutor:
         if self._halves.gradient is None:
             raise UsageError("opened forward only: there are no gradients; next: open it with gradient=True")
-        gradient = self._start(self._halves.gradient)
-        return Model(
-            {LOGITS: lambda: self._logits, GRADIENT: lambda: gradient}, batch_size=self.batch_size, head=self.head
-        )
+        return self._start(self._halves.gradient)
 
     @property
     def channel_axis(self) -> int:

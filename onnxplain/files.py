@@ -95,6 +95,34 @@ def plan_results(
     return plan
 
 
+MOST_BACKGROUND = 100  # photos: 60 MB of 224 x 224
+
+
+def with_background(
+    methods: Sequence[Method], folder: PathLike, explainer: Explainer, seed: int = 0
+) -> tuple[list[Method], int]:
+    """The methods with the photos of a folder as their `background`, where they have one; and how many photos.
+
+    At most 100 photos are drawn (by `seed`, for all images alike).
+
+    Raises:
+        UsageError: no method has a background, the folder holds no image, or the model has no preprocessing.
+        InputError: a photo cannot be read.
+    """
+    if not any(hasattr(method, "background") for method in methods):
+        ids = ", ".join(method.id for method in methods)
+        raise UsageError(f"background: none of the methods ({ids}) compares with other images; next: leave it out")
+    photos, _ = find_photos([folder])
+    count = min(len(photos), MOST_BACKGROUND)
+    drawn = np.sort(np.random.default_rng(seed).choice(len(photos), count, replace=False))
+    background = np.stack([explainer.to_input(explainer.read(photos[i])) for i in drawn])
+    given = [
+        replace(method, background=background) if hasattr(method, "background") else method  # type: ignore[type-var]
+        for method in methods
+    ]
+    return given, count
+
+
 def explain_photos(
     explainer: Explainer,
     photos: Iterable[PathLike],

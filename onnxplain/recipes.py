@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -258,8 +259,19 @@ def metric_from_options(id: str, options: Mapping[str, str]) -> InsertionDeletio
     for key in options:
         if key not in ("protocol", "step", "reduce"):
             raise UsageError(f"{id}: unknown parameter {key!r}{suggest(key, ['protocol', 'step', 'reduce'])}")
-    step = int(options["step"]) if "step" in options else None
-    return InsertionDeletion(Protocol.named(options.get("protocol", "rise"), step), options.get("reduce", "sum"))
+    return InsertionDeletion(
+        Protocol.named(options.get("protocol", "rise"), step_of(options.get("step"))), options.get("reduce", "sum")
+    )
+
+
+def step_of(text: str | None) -> int | Fraction | None:
+    """Pixels at a step, `224`, or the share of them, `1/56`."""
+    try:
+        return None if text is None else Fraction(text) if "/" in text else int(text)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(
+            f"step: expected a whole number of pixels, or a share of them such as 1/56, got {text!r}"
+        ) from None
 
 
 def as_text(table: Table, key: str, value: Any) -> str:

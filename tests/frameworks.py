@@ -10,20 +10,22 @@ from types import ModuleType
 import pytest
 
 REQUIRED = "ONNXPLAIN_REQUIRE_FRAMEWORKS"
+# Their pins of other packages are older than what is tested here, so they come alone.
+ALONE = {"captum": "--no-deps captum==0.9.0", "saliency": "--no-deps saliency==0.2.1"}
 REQUIRED_RUNTIMES = "ONNXPLAIN_REQUIRE_RUNTIMES"  # their modules' names with commas between, or "1" for all
 
 
-def framework(name: str, load: Callable[[], ModuleType] | None = None, *, extra: str = "test-frameworks") -> ModuleType:
-    """Import a framework, or skip the module that asks; with ONNXPLAIN_REQUIRE_FRAMEWORKS set, fail instead.
-
-    `extra` is the one that it is installed with.
-    """
+def framework(name: str, load: Callable[[], ModuleType] | None = None) -> ModuleType:
+    """Import a framework, or skip the module that asks; with ONNXPLAIN_REQUIRE_FRAMEWORKS set, fail instead."""
     try:
         return load() if load else importlib.import_module(name)
     except ImportError:
         if os.environ.get(REQUIRED):
             raise
-        pytest.skip(f'{name} is not installed (pip install "onnxplain[{extra}]")', allow_module_level=True)
+        package = (ALONE | {"pyarrow": '"onnxplain[results]"'}).get(
+            name.partition(".")[0], '"onnxplain[test-frameworks,test-references]"'
+        )
+        pytest.skip(f"{name} is not installed (pip install {package})", allow_module_level=True)
 
 
 def runtime(name: str, package: str) -> ModuleType:

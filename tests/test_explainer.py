@@ -16,7 +16,7 @@ from conformance.methods import ROWS
 import onnxplain as ox
 from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.adapters.gradient.registry import DEFAULT
-from onnxplain.engine.methods import CrediblePath, Method, Saliency
+from onnxplain.engine.methods import CrediblePath, Method, Saliency, forward_only
 from onnxplain.engine.requests import Kind
 from onnxplain.errors import ExecutionError, FeedMismatch, InvalidModel, NonFinite, NotDifferentiable, UsageError
 from onnxplain.models.preprocess import PreprocessSpec, normalise
@@ -158,6 +158,24 @@ def test_scoring_needs_no_gradient_rules(monkeypatch: pytest.MonkeyPatch) -> Non
         assert forward.logits(X).shape == (7, 5)
         with pytest.raises(UsageError, match="forward only"):
             forward.gradients(X)
+        with pytest.raises(UsageError, match="forward only"):
+            forward.explain(X, Saliency())
+
+
+def test_forward_only_methods_need_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They explain a classifier with a gap, and start no session for a gradient where there is one; and agree."""
+    methods = [method for method in SMALL if forward_only(method)]
+    assert {method.id for method in methods} >= {"rise", "occlusion", "lime", "kernel-shap"}
+    with ox.open(tiny.classifier(), preprocess=SPEC) as opened:
+        expected = [opened.explain(X[:2], method)[1].attribution for method in methods]
+        assert len(opened._opened) == 1
+        assert opened.usage.calls["gradient"] == 0
+    monkeypatch.delitem(DEFAULT, "Relu")
+    with pytest.raises(NotDifferentiable, match="Relu"):
+        ox.open(tiny.classifier(), preprocess=SPEC)
+    with ox.open(tiny.classifier(), preprocess=SPEC, gradient=False) as forward:
+        for method, attribution in zip(methods, expected, strict=True):
+            np.testing.assert_allclose(forward.explain(X[:2], method)[1].attribution, attribution, atol=1e-5)
 
 
 def test_a_range_makes_pixel_units_of_a_model_without_preprocessing() -> None:

@@ -27,7 +27,8 @@ GREY = PreprocessSpec(size=(8, 8), image_mean=(0.1307,), image_std=(0.3081,), im
 X = np.random.default_rng(0).random((3, 3, 8, 8), np.float32)
 METHODS: list[Method] = [
     ox.methods.ISA(k=50, t1=2, t2=3), CrediblePath(kernels=(3, 5), steps=10, max_iter=4), IntegratedGradients(steps=5),
-    Saliency(),
+    Saliency(), ox.methods.Occlusion(window=3, stride=2),
+    ox.methods.KernelSHAP(segments=np.add.outer(2 * (np.arange(8) // 4), np.arange(8) // 4)),
 ]  # fmt: skip
 
 

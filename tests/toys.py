@@ -56,6 +56,16 @@ def tanh_net(inner: Array, bias: Array, outer: Array, shape: tuple[int, ...] | N
     return Toy(lambda x: outer @ np.tanh(inner @ x.reshape(-1) + bias), pull_back, shape or inner.shape[1:], len(outer))
 
 
+def relu_net(seed: int, size: int = 6, classes: int = 3) -> Toy:
+    """z = V relu(W x), without biases, so that z(c x) = c z(x) for c > 0."""
+    draw = np.random.default_rng(seed)
+    inner, outer = draw.normal(size=(16, size)), draw.normal(size=(classes, 16))
+    return Toy(
+        lambda x: outer @ np.maximum(inner @ x, 0), lambda x, v: inner.T @ ((inner @ x > 0) * (outer.T @ v)),
+        (size,), classes,
+    )  # fmt: skip
+
+
 TOY_L = affine(W)
 TOY_T = tanh_net(W, B, V)
 

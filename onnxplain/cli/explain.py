@@ -39,6 +39,12 @@ COLUMNS = {
 @click.option(
     "--target", type=click.IntRange(0), help="The class to explain, by its index. [default: the predicted one]"
 )
+@click.option(
+    "--background",
+    type=options.FILE,
+    metavar="DIR",
+    help="Photos that eg compares with; of more than 100, 100 are drawn. Photos that are explained may be among them.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random numbers.")
 @options.reduce
 @options.on_unsupported
@@ -47,8 +53,8 @@ COLUMNS = {
 @options.format("text", "json", "jsonl", "csv")
 def command(
     model: Path, images: tuple[Path, ...], output: Path, ids: tuple[str, ...], settings: tuple[str, ...],
-    target: int | None, seed: int, reduce: str, opening: Mapping[str, Any], on_unsupported: OnUnsupported,
-    overwrite: bool, form: str,
+    target: int | None, background: Path | None, seed: int, reduce: str, opening: Mapping[str, Any],
+    on_unsupported: OnUnsupported, overwrite: bool, form: str,
 ) -> int:  # fmt: skip
     """Explain photos: a heatmap file (.npz) and an overlay picture (.png) for each photo and method.
 
@@ -58,11 +64,12 @@ def command(
     Example:
       onnxplain explain model.onnx photo.jpg --method isa -o out
       onnxplain explain model.onnx photos/ --method isa --method ig --set ig.steps=100 -o out --format csv
+      onnxplain explain model.onnx photos/ --method eg --background photos/ -o out
     """
     from onnxplain.engine.atomic import writable_folder
-    from onnxplain.engine.methods import from_options
+    from onnxplain.engine.methods import forward_only, from_options
     from onnxplain.explainer import open
-    from onnxplain.files import explain_photos, find_photos, plan_results, summary
+    from onnxplain.files import explain_photos, find_photos, plan_results, summary, with_background
 
     given = settings_of(ids, settings)
     methods = [from_options(id, given[id]) for id in ids]
@@ -71,10 +78,14 @@ def command(
         terminal().say(f"skipped {path}: not an image")
     results = list(plan_results(photos, ids, output, overwrite=overwrite).values())
     with options.warnings_said():
-        opened = open(model, **opening, on_unsupported=on_unsupported)
+        gradient = not all(map(forward_only, methods))
+        opened = open(model, **opening, gradient=gradient, on_unsupported=on_unsupported)
     with opened as explainer:
         for note in explainer.notes:
             terminal().say(note, 1)
+        if background is not None:
+            methods, count = with_background(methods, background, explainer, seed)
+            terminal().say(f"background: {count} photos of {background}", 1)
 
         def start(observe: Observe) -> Iterator[Outcome[Explanation]]:
             outcomes = explain_photos(explainer, photos, methods, target, seed, observe=observe)

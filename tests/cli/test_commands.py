@@ -20,6 +20,7 @@ from PIL import Image
 from tiny import FAST, SPEC, classifier, complain, run
 
 import onnxplain as ox
+from onnxplain.adapters.gradient.registry import DEFAULT
 from onnxplain.engine.explanation import Explanation
 from onnxplain.models.preprocess import PreprocessSpec, load_image, to_input
 
@@ -377,6 +378,22 @@ def test_explain_gives_what_python_gives(place):
         (theirs,) = explainer.explain(x, ox.methods.IntegratedGradients(steps=4), target=3)
     assert row["target"] == 3
     assert np.array_equal(Explanation.load(row["heatmap"]).attribution, theirs.attribution)
+
+
+def test_methods_that_ask_no_gradient_explain_what_cannot_be_differentiated(place, monkeypatch):
+    """With any other method beside them the model is refused, as it would be without them."""
+    monkeypatch.delitem(DEFAULT, "Relu")
+    forward = (
+        "--method", "occlusion", "--set", "occlusion.window=3", "--set", "occlusion.stride=2",
+        "--method", "rise", "--set", "rise.masks=20",
+    )  # fmt: skip
+    rows = rows_of(run("explain", place.model, *place.photos, *forward, "-o", place.out, "--format", "json"))
+    assert [row["method"] for row in rows] == ["occlusion", "rise"] * 3
+    assert all(Explanation.load(row["heatmap"]).attribution.any() for row in rows)
+    mixed = run("explain", place.model, *place.photos, *forward, "--method", "saliency", "-o", place.root / "mixed")
+    assert mixed.exit_code == 5
+    assert "cannot differentiate" in mixed.stderr
+    assert not (place.root / "mixed").exists()
 
 
 def test_formats_hold_the_same_rows(place):

@@ -22,8 +22,8 @@ import onnxplain as ox
 from onnxplain.engine.metrics import InsertionDeletion, Protocol
 from onnxplain.models.preprocess import load_image, to_input
 
-parquet = framework("pyarrow.parquet", extra="results")
-framework("scipy.stats", extra="results")
+parquet = framework("pyarrow.parquet")
+framework("scipy.stats")
 
 RECIPE = """
 title = "Tiny"

@@ -25,7 +25,7 @@ def world(tmp_path_factory):
 FLAGS = [
     "-o", "--method", "--set", "--target", "--seed", "--reduce", "--preprocess", "--output-name", "-b", "--threads",
     "--on", "--overwrite", "--format", "--protocol", "--step", "--key", "--image", "--curves", "--classifier",
-    "--no-verify", "-v", "-q", "--progress", "--traceback=", "--",
+    "--background", "--no-verify", "-v", "-q", "--progress", "--traceback=", "--",
 ]  # fmt: skip
 VALUES = [
     "{root}/m.onnx", "{root}/a.png", "{root}/done", "{root}/done/a.ig.npz", "{root}/new", "{root}/none", "{root}",

@@ -103,7 +103,7 @@ except OutputError as error:
 
 
 def test_parquet_holds_the_rows(tmp_path):
-    parquet = framework("pyarrow.parquet", extra="results")
+    parquet = framework("pyarrow.parquet")
     rows = [
         {"image": "a.png", "value": 0.5, "target": 3, "curve": [0.25, 0.5], "params": {"k": 1, "b": None}},
         {"image": "ä.png", "value": None, "target": 4, "params": {}, "more": True},
@@ -128,7 +128,7 @@ def test_parquet_holds_the_rows(tmp_path):
 
 
 def test_parquet_that_cannot_be_written(tmp_path):
-    framework("pyarrow.parquet", extra="results")
+    framework("pyarrow.parquet")
     (tmp_path / "results.parquet").mkdir()
     with pytest.raises(OutputError, match="cannot be written"):
         write_parquet(tmp_path / "results.parquet", [{"a": 1}])
@@ -137,7 +137,7 @@ def test_parquet_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize("package", ["pyarrow", "scipy"])
 def test_a_missing_package_is_told(tmp_path, monkeypatch, package):
-    framework("pyarrow.parquet", extra="results")
+    framework("pyarrow.parquet")
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)

@@ -10,7 +10,7 @@ from frameworks import framework
 
 from onnxplain.engine.summary import Published, end_points, summarise
 
-stats = framework("scipy.stats", extra="results")
+stats = framework("scipy.stats")
 
 
 def row(method, image, value, metric="insertion_auc", **more):

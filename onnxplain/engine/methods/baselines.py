@@ -7,7 +7,7 @@ from enum import Enum
 import cv2
 import numpy as np
 
-from onnxplain.engine.methods.method import Array, channel_axis
+from onnxplain.engine.methods.method import Array, Task, channel_axis, require
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
 
@@ -16,23 +16,58 @@ class Baseline(Enum):
     """The baselines that have a name."""
 
     BLACK = "black"  # the low end of the valid range: 0 in pixel space
+    MEAN_COLOUR = "mean_colour"  # the point that normalisation maps to 0
     AVERAGE = "average"  # the average pixel: the mean over the picture, channel by channel
+    AVERAGE_SCALAR = "average_scalar"  # the mean over picture and channels: a grey
+    GAUSSIAN = "gaussian"  # independent draws from N(0, 1) in model space, clipped to the valid range
+    UNIFORM = "uniform"  # independent draws from the valid range
+    BLUR = "blur"  # the image under a Gaussian of 31 x 31 taps, sigma 5
 
 
-def baseline_of(x: Array, baseline: Baseline | Array, space: Space, who: str) -> Array:
-    """The baseline of image `x`, in its shape and dtype. `who` names the method in errors."""
+BLUR_KERNEL = 31
+
+
+def require_baseline(who: str, baseline: Baseline | Array) -> None:
+    names = ", ".join(f"Baseline.{member.name}" for member in Baseline)
+    require(isinstance(baseline, (Baseline, np.ndarray)), f"{who}: baseline", f"{names} or an array", baseline)
+
+
+def baseline_of(x: Array, baseline: Baseline | Array, task: Task, who: str) -> Array:
+    """The baseline of image `x`, in its shape and dtype. `who` names the method in errors.
+
+    Random baselines are one draw from the generator of the task.
+    """
+    return np.broadcast_to(point(x, baseline, task, who), x.shape).astype(x.dtype)
+
+
+def point(x: Array, baseline: Baseline | Array, task: Task, who: str) -> Array:
+    """The same, of a shape that broadcasts against that of `x`."""
+    space = task.space
     if isinstance(baseline, np.ndarray):
         try:
-            return np.broadcast_to(baseline, x.shape).astype(x.dtype)
+            return np.broadcast_to(baseline, x.shape)
         except ValueError:
             raise UsageError(
                 f"{who}: a baseline of shape {list(baseline.shape)} does not fit an image of shape {list(x.shape)}"
             ) from None
-    if baseline is Baseline.BLACK:
-        space.require_range(f"{who} with a black baseline")
-        return np.broadcast_to(space.low, x.shape).astype(x.dtype)
-    picture = tuple(axis for axis in range(x.ndim) if axis != channel_axis(x, space))
-    return np.broadcast_to(x.mean(axis=picture, keepdims=True), x.shape).astype(x.dtype)
+    if baseline in (Baseline.BLACK, Baseline.UNIFORM):
+        space.require_range(f"{who} with a {baseline.value} baseline")
+    match baseline:
+        case Baseline.BLACK:
+            return space.low
+        case Baseline.MEAN_COLOUR:
+            return space.zero
+        case Baseline.AVERAGE:
+            picture = tuple(axis for axis in range(x.ndim) if axis != channel_axis(x, space))
+            return np.asarray(x.mean(axis=picture, keepdims=True))
+        case Baseline.AVERAGE_SCALAR:
+            return np.asarray(x.mean())
+        case Baseline.GAUSSIAN:
+            return np.clip(space.zero + space.scale * task.rng.normal(size=x.shape), space.low, space.high)
+        case Baseline.UNIFORM:
+            return space.low + space.span * task.rng.random(x.shape)
+        case Baseline.BLUR:
+            return blurred(x, BLUR_KERNEL, space)
 
 
 def blurred(x: Array, kernel: int, space: Space) -> Array:

@@ -21,6 +21,8 @@ MOST_STEPS = 100_000  # of a path
 MOST_WALK = 10_000  # steps of a sign-gradient walk
 MOST_ETA = 1.0  # of such a step, in pixel units: from black to white
 
+AT_ONCE = 16  # images in one request of a method that has many: they fill batches, and do not fill the memory
+
 # The objectives whose target is the class to explain; the others are distances to given outputs.
 CLASS_KINDS = (Kind.LOGIT, Kind.PROB, Kind.LOGPROB, Kind.CE, Kind.CE_ON_PROBS, Kind.PROB_ON_PROBS)
 
@@ -59,6 +61,11 @@ class Method(Protocol):
     def rows(self, shape: tuple[int, ...]) -> int:
         """How many rows (forward or gradient) an image of this shape costs at most: for progress bars."""
         ...
+
+
+def forward_only(method: Method) -> bool:
+    """Whether a method asks no gradient, and so needs none of the model; it says so by `forward_only = True`."""
+    return bool(getattr(method, "forward_only", False))
 
 
 def spread(map: Array, x: Array, space: Space) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,11 @@ class Saliency:
     id: str = "saliency"
     objective: Kind = Kind.LOGIT
     signed: bool = False
+
+    @classmethod
+    def isa(cls, **changes: Any) -> Saliency:
+        """Of the probability: the comparison in the code of ISA."""
+        return replace(cls(id="saliency-isa", objective=Kind.PROB), **changes)
 
     def __post_init__(self) -> None:
         require_one_of("Saliency: objective", self.objective, CLASS_KINDS)

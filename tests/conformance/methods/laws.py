@@ -12,6 +12,7 @@ import toys
 from onnxplain.engine.drive import drive
 from onnxplain.engine.methods import Method, Saliency, Task
 from onnxplain.engine.requests import Attribution, Program
+from onnxplain.engine.space import Space
 
 Make = Callable[..., Any]  # a method from parameters that it may have beside those of its row
 Law = Callable[[Make], None]
@@ -23,10 +24,11 @@ VECTORS = np.random.default_rng(1).random((4, 6))
 
 def fits_the_image(make: Make) -> None:
     """A has the shape and dtype of x, in both layouts, is finite, and x is as before."""
-    for shape in ((3, 8, 8), (8, 8, 3)):
+    for shape, axis in (((3, 8, 8), 0), ((8, 8, 3), -1)):
         x = np.random.default_rng(2).random(shape).astype(np.float32)
         before = x.copy()
-        values = toys.explain(make(), toys.picture_net(0, shape), x).values
+        space = Space.pixels(channel_axis=axis)
+        values = toys.explain(make(), toys.picture_net(0, shape), x, space=space).values
         assert values.shape == x.shape
         assert values.dtype == np.float32
         assert np.isfinite(values).all()

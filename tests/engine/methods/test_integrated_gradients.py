@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxplain.engine.drive import GRADIENT, LOGITS, Usage, drive
-from onnxplain.engine.methods import Baseline, IntegratedGradients, Rule
+from onnxplain.engine.methods import METHODS, Baseline, IntegratedGradients, Rule
 from onnxplain.engine.methods.quadrature import quadrature
 from onnxplain.engine.requests import Kind
 from onnxplain.engine.space import Space
@@ -125,6 +125,14 @@ def test_the_average_pixel(shape: tuple[int, ...], facts: int) -> None:
     assert (answer.values == same.values).all()
 
 
+def test_presets_name_their_baseline() -> None:
+    assert METHODS["ig-average"] == IntegratedGradients(id="ig-average", baseline=Baseline.AVERAGE)
+    assert METHODS["ig-gaussian"] == IntegratedGradients(id="ig-gaussian", baseline=Baseline.GAUSSIAN)
+    assert IntegratedGradients.average(steps=3) == IntegratedGradients(
+        id="ig-average", baseline=Baseline.AVERAGE, steps=3
+    )
+
+
 def test_a_constant_image_is_its_own_average() -> None:
     x = np.full((3, 8, 8), 0.25)
     assert not toys.explain(IntegratedGradients(baseline=Baseline.AVERAGE), toys.picture_net(), x).values.any()
@@ -135,12 +143,6 @@ def test_black_is_the_low_end_of_the_range() -> None:
     there = toys.explain(IntegratedGradients(), toys.TOY_T, toys.X, space=space).values
     same = toys.explain(IntegratedGradients(baseline=np.full(6, -2.0)), toys.TOY_T, toys.X).values
     assert (there == same).all()
-
-
-def test_only_black_needs_the_range() -> None:
-    with pytest.raises(UsageError, match="IG with a black baseline works in pixel units"):
-        toys.explain(IntegratedGradients(), toys.TOY_T, toys.X, space=Space.model())
-    assert toys.explain(IntegratedGradients(baseline=0 * toys.X), toys.TOY_T, toys.X, space=Space.model())
 
 
 def test_a_saturated_softmax_gives_numbers() -> None:

@@ -52,8 +52,8 @@ def test_from_options(id: str, options: dict[str, str], expected: Method | None)
 @pytest.mark.parametrize(
     ("id", "options", "message"),
     [
-        ("sailency", {}, "unknown method 'sailency'; did you mean saliency? known: credible, ig, isa, saliency"),
-        ("lime", {}, "unknown method 'lime'; known: credible, ig, isa, saliency"),
+        ("sailency", {}, f"unknown method 'sailency'; did you mean saliency? known: {', '.join(sorted(METHODS))}"),
+        ("xyz", {}, f"unknown method 'xyz'; known: {', '.join(sorted(METHODS))}"),
         (
             "ig",
             {"step": "3"},
@@ -66,7 +66,8 @@ def test_from_options(id: str, options: dict[str, str], expected: Method | None)
         (
             "ig",
             {"baseline": "white"},
-            "ig: baseline: expected black or average or an array (from Python only), got 'white'",
+            "ig: baseline: expected black or mean_colour or average or average_scalar or gaussian or uniform or "
+            "blur or an array (from Python only), got 'white'",
         ),
         ("isa", {"eta1": "nan"}, "isa: eta1: expected a number, got 'nan'"),
         ("isa", {"eta1": "1e400"}, "isa: eta1: expected a number, got '1e400'"),

@@ -6,7 +6,7 @@ import pytest
 import toys
 
 from onnxplain.engine.drive import GRADIENT, LOGITS, drive
-from onnxplain.engine.methods import Saliency
+from onnxplain.engine.methods import METHODS, Saliency
 from onnxplain.engine.requests import Kind
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
@@ -23,6 +23,10 @@ def test_saliency_is_the_magnitude_of_the_gradient() -> None:
 def test_golden_cross_entropy_gradient() -> None:
     answer = toys.explain(Saliency(objective=Kind.CE, signed=True), toys.TOY_T, toys.X, 0)
     assert answer.values == pytest.approx([0.277485, 0.364296, -0.621529, -0.311003, 0.417588, -0.475859], abs=1e-5)
+
+
+def test_the_comparison_of_isa_is_of_the_probability() -> None:
+    assert METHODS["saliency-isa"] == Saliency(id="saliency-isa", objective=Kind.PROB)
 
 
 def test_a_saturated_probability_has_no_gradient() -> None:
