@@ -52,10 +52,9 @@ class Protocol:
     def __post_init__(self) -> None:
         step = self.step
         whole = isinstance(step, (int, np.integer)) and not isinstance(step, bool) and step >= 1
-        if step is not None and not whole and not (isinstance(step, Fraction) and 0 < step <= 1):
-            raise UsageError(
-                f"step: expected a whole number of at least 1 pixel, or a share of the pixels such as 1/56, got {step!r}"
-            )
+        if not (step is None or whole or (isinstance(step, Fraction) and 0 < step <= 1)):
+            expected = "a share of the pixels, such as 1/56, or a whole number of at least 1 pixel"
+            raise UsageError(f"step: expected {expected}, got {step!r}")
 
     @classmethod
     def named(cls, name: str, step: int | Fraction | None = None) -> Protocol:
