@@ -246,3 +246,14 @@ def test_channels_last_models_say_where_their_channels_are() -> None:
         (explanation,) = opened.explain(np.ones((1, 8, 9, 3), np.float32), Saliency())
     assert explanation.attribution.shape == (8, 9, 3)
     assert explanation.heatmap().shape == (8, 9)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_no_objective_depends_on_the_batch(kind: Kind) -> None:
+    """Bit for bit: their sums over classes are the same for a batch of one."""
+    with ox.open(tiny.classifier(), preprocess=SPEC) as one:
+        target = np.full((len(X), one.forward.classes), 1 / one.forward.classes, np.float32)
+        together = one.gradients(X, target, kind)
+        for i, x in enumerate(X):
+            alone = one.gradients(x[None], target[i : i + 1], kind)
+            assert (alone.value, alone.gradient.tobytes()) == (together.value[i], together.gradient[i].tobytes())

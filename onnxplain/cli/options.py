@@ -18,8 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Spelt out, since asking the engine would import it; a test holds them against it.
 METHODS = (
-    "isa, credible, ig, ig-average, ig-gaussian, eg, gig, gig-isa, fig, fig-isa, blur-ig, saliency, saliency-isa, "
-    "smoothgrad, smoothgrad-squared, vargrad, smoothgrad-pair, smoothgrad-captum, gradient-x-input, "
+    "isa, isa-repo, isa-table1, credible, ig, ig-average, ig-gaussian, eg, gig, gig-isa, fig, fig-isa, blur-ig, "
+    "saliency, saliency-isa, smoothgrad, smoothgrad-squared, vargrad, smoothgrad-pair, smoothgrad-captum, gradient-x-input, "
     "rise, rise-repo, occlusion, lime, lime-repo, kernel-shap"
 )
 PROTOCOLS = "rise, agi_isa, agi_isa-union"

@@ -25,30 +25,35 @@ def value_and_cotangent(z: Expr, t: Expr, kind: Expr, head: Head) -> tuple[Expr,
     for code, (these, this) in ({**cases, Kind.LOGIT_L2: ((z - t) * (z - t) * 0.5, z - t)}).items():
         chosen = op("Equal", column, z.emit.constant(np.asarray(int(code), np.int64)))
         terms, cotangent = where(chosen, these, terms), where(chosen, this, cotangent)
-    return terms.sum([1]), cotangent
+    return total(terms, t * 0 + 1).reshape((z.shape[0],)), cotangent
 
 
 def softmax_cases(z: Expr, t: Expr) -> Mapping[Kind, tuple[Expr, Expr]]:
     """Terms whose sum over classes is ψ, and ∂ψ/∂z, of the kinds that go through the head; Σ is over classes."""
 
-    def total(x: Expr) -> Expr:
-        return x.sum([1], keepdims=True)
-
     def through_softmax(s: Expr, v: Expr) -> Expr:
         """The cotangent of the argument of s = softmax(·), given that of s."""
-        return s * (v - total(s * v))
+        return s * (v - total(s, v))
 
     p, log_p = op("Softmax", z, axis=1), op("LogSoftmax", z, axis=1)
     q, log_q = op("Softmax", p, axis=1), op("LogSoftmax", p, axis=1)
-    surprise = p * total(t) - t  # ∂/∂z of -⟨t, log p⟩
+    weight = total(t, t * 0 + 1)
+    surprise = p * weight - t  # ∂/∂z of -⟨t, log p⟩
     return {
         Kind.PROB: (t * p, through_softmax(p, t)),
         Kind.LOGPROB: (t * log_p, -surprise),
         Kind.CE: (-t * log_p, surprise),
         Kind.SOFT_CE: (-t * log_p, surprise),
-        Kind.CE_ON_PROBS: (-t * log_q, through_softmax(p, q * total(t) - t)),
+        Kind.CE_ON_PROBS: (-t * log_q, through_softmax(p, q * weight - t)),
         Kind.PROB_ON_PROBS: (t * q, through_softmax(p, through_softmax(q, t))),
     }
+
+
+def total(x: Expr, y: Expr) -> Expr:
+    """Σ x y over classes, (N, 1): a product of matrices for each sample, since ReduceSum of ONNX Runtime adds up a batch
+    of one in another order than the rows of a larger one."""
+    n, k = x.shape
+    return (x.reshape((n, 1, k)) @ y.reshape((n, k, 1))).reshape((n, 1))
 
 
 def sigmoid_cases(z: Expr, t: Expr) -> Mapping[Kind, tuple[Expr, Expr]]:

@@ -14,7 +14,7 @@ from onnxplain.engine.methods.fast_ig import FastIG, Zero
 from onnxplain.engine.methods.gradient_x_input import GradientXInput
 from onnxplain.engine.methods.guided_ig import Bound, GuidedIG
 from onnxplain.engine.methods.integrated_gradients import IntegratedGradients
-from onnxplain.engine.methods.isa import ISA
+from onnxplain.engine.methods.isa import ISA, DeltaLoss
 from onnxplain.engine.methods.kernel_shap import KernelSHAP
 from onnxplain.engine.methods.lime import LIME, Distance, Draws, Regression
 from onnxplain.engine.methods.method import Method, Task, forward_only
@@ -38,6 +38,7 @@ __all__ = [
     "Bound",
     "Constraint",
     "CrediblePath",
+    "DeltaLoss",
     "Distance",
     "Draws",
     "ExpectedGradients",
@@ -67,6 +68,8 @@ METHODS: dict[str, Method] = {
     method.id: method
     for method in (
         ISA(),
+        ISA.repo(),
+        ISA.table1(),
         CrediblePath(),
         IntegratedGradients(),
         IntegratedGradients.average(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +21,20 @@ from onnxplain.engine.methods.method import (
     require_whole,
 )
 from onnxplain.engine.methods.walk import sign_step
-from onnxplain.engine.requests import Attribution, Kind, Logits, Objective, Points, Program, Request
+from onnxplain.engine.requests import Attribution, Kind, Logits, Points, Program, Request
+from onnxplain.errors import UsageError
 
 TINY = 1e-12  # the least |change of the loss| that is divided by
 MOST_K = 10**9  # more than any image has features
 MOST_SPREAD = 1000
+MOST_LAMBDA = 1e6
+
+
+class DeltaLoss(Enum):
+    """What a walk's path sum is divided by: the change of the loss from where to where."""
+
+    ENDS = "ends"  # L(x_T) - L(x_0) without noise and penalty: two more forward rows a round
+    EVALUATED = "evaluated"  # between the first and the last loss that the walk met: T - 1 of its T steps, all included
 
 
 class Walk(NamedTuple):
@@ -58,8 +68,22 @@ class ISA:
 
     A loss that did not move, or moved the wrong way, would turn scores over or blow them up: the magnitude of its
     change is then used, at least 1e-12, and counted in the diagnostic `guarded`. A last round whose scores are all
-    equal gets A = s + r, so that it does not fall below the round before it. `literal` keeps the paper's formula for
-    both: the sign of the change, and A = r.
+    equal gets A = s + r, so that it does not fall below the round before it. `literal` keeps the formula for both: the
+    sign of the change (though nothing is divided by less than 1e-12), and A = r.
+
+    What the released code does beside, each thing by itself; `repo()` is all of it but the last, `table1()` all of it
+    with the step and the spread of the paper:
+        `noise_std`   every gradient is taken at x_t + noise, N(0, noise_std^2) in pixel units, drawn anew for each of
+                      them; so both walks need a first gradient of their own (t1 + t2 rows)
+        `reg_lambda`  L is L - reg_lambda * |x| on the way up, L + reg_lambda * |x| on the way down: the norm is
+                      Euclidean, of x_t without its noise, in pixel units
+        `delta_loss`  `evaluated`: the change of the loss is that from the first to the last of the losses met on the
+                      way, noise and penalty included, hence over T - 1 steps; no forward rows
+        `mask_ascent` false: removed features too take the steps up; they are scored no more
+        `divide_one`  false: a walk without the other one (t1 or t2 = 0) is not divided by its change of the loss
+        `times_input` the score becomes |(score + min) * x|, x the image in pixel units, min over survivors
+        `eps`         is added to the denominator max - min
+        `drop_tail`   floor(n/k) rounds: the n mod k features that survive them all, the most important ones, get A = 0
 
     Source: Zhu et al., Iterative Search Attribution for Deep Neural Networks, ICML 2024, section 4 and algorithm 1;
     parameters of its table 1.
@@ -74,6 +98,14 @@ class ISA:
     s: float = 1.1
     objective: Kind = Kind.CE
     literal: bool = False
+    noise_std: float = 0.0
+    reg_lambda: float = 0.0
+    delta_loss: DeltaLoss = DeltaLoss.ENDS
+    mask_ascent: bool = True
+    divide_one: bool = True
+    times_input: bool = False
+    eps: float = 0.0
+    drop_tail: bool = False
 
     def __post_init__(self) -> None:
         require_whole("ISA: k", self.k, 1, MOST_K)
@@ -84,6 +116,37 @@ class ISA:
         require_positive("ISA: eta2", self.eta2, MOST_ETA)
         require_positive("ISA: s", self.s, MOST_SPREAD)
         require_one_of("ISA: objective", self.objective, CLASS_KINDS)
+        require(0 <= self.noise_std <= MOST_ETA, "ISA: noise_std", f"a number from 0 to {MOST_ETA:g}", self.noise_std)
+        known = 0 <= self.reg_lambda <= MOST_LAMBDA
+        require(known, "ISA: reg_lambda", f"a number from 0 to {MOST_LAMBDA:g}", self.reg_lambda)
+        require_one_of("ISA: delta_loss", self.delta_loss, DeltaLoss)
+        require(0 <= self.eps <= MOST_SPREAD, "ISA: eps", f"a number from 0 to {MOST_SPREAD}", self.eps)
+
+    @classmethod
+    def repo(cls, **changes: Any) -> ISA:
+        """The released code with its default parameters, image by image; all features are ranked."""
+        released: dict[str, Any] = {
+            "id": "isa-repo",
+            "eta1": 0.004,
+            "eta2": 0.004,
+            "s": 1.3,
+            "objective": Kind.CE_ON_PROBS,
+            "literal": True,
+            "noise_std": 0.05,
+            "reg_lambda": 0.01,
+            "delta_loss": DeltaLoss.EVALUATED,
+            "mask_ascent": False,
+            "divide_one": False,
+            "times_input": True,
+            "eps": 1e-6,
+        }
+        return cls(**released | changes)
+
+    @classmethod
+    def table1(cls, **changes: Any) -> ISA:
+        """The released code with the parameters of the paper's table 1, and the tail that it drops."""
+        published: dict[str, Any] = {"id": "isa-table1", "eta1": 0.002, "eta2": 0.002, "s": 1.1, "drop_tail": True}
+        return cls.repo(**published | changes)
 
     @property
     def walks(self) -> list[Walk]:
@@ -91,27 +154,40 @@ class ISA:
         both = Walk(+1, self.eta1, self.t1), Walk(-1, self.eta2, self.t2)
         return sorted((walk for walk in both if walk.steps), key=lambda walk: -walk.steps)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the losses that a walk meets are L itself."""
+        return not self.noise_std and not self.reg_lambda
+
     def rounds(self, features: int) -> int:
-        return -(-features // self.k)
+        return features // self.k if self.drop_tail else -(-features // self.k)
 
     def rows(self, shape: tuple[int, ...]) -> int:
-        # a walk of T steps: T - 1 gradients of its own and its end point
-        a_round = 1 + sum(walk.steps for walk in self.walks)
-        return self.rounds(int(np.prod(shape))) * a_round
+        walks = len(self.walks)
+        gradients = self.t1 + self.t2 - (0 if self.noise_std else walks - 1)
+        forward = 0
+        if self.delta_loss is DeltaLoss.ENDS:
+            forward = walks if self.plain else walks + 1
+        return self.rounds(int(np.prod(shape))) * (gradients + forward)
 
     def __call__(self, x: Array, task: Task) -> Program[Attribution]:
-        space = task.space
-        space.require_range("ISA")
-        objective = task.objective(self.objective)
-        black, span = space.low.astype(x.dtype), space.span.astype(x.dtype)
+        task.space.require_range("ISA")
+        black = task.space.low.astype(x.dtype)
+        rounds = self.rounds(x.size)
+        if not rounds:
+            raise UsageError(
+                f"ISA: drop_tail with k={self.k} would leave all {x.size} features of this image at 0; "
+                f"next: set k to {x.size} or less"
+            )
         attribution = np.zeros(x.shape, x.dtype)
         alive = np.ones(x.shape, bool)
         history: list[Round] = []
-        rounds = self.rounds(x.size)
         for r in range(rounds):
-            this = yield from self.round(np.where(alive, x, black), alive, objective, span)
+            this = yield from self.round(np.where(alive, x, black), alive, task)
             survivors = np.flatnonzero(alive)
             scores = this.score.reshape(-1)[survivors]
+            if self.times_input:
+                scores = np.abs((scores + scores.min()) * pixel_units(x, task).reshape(-1)[survivors])
             lowest = np.argsort(scores, kind="stable")[: self.k]
             share = self.share(scores[lowest], last=r == rounds - 1)
             attribution.reshape(-1)[survivors[lowest]] = self.s * share + r
@@ -124,29 +200,59 @@ class ISA:
                 "score_sums": [float(this.score.sum(dtype=np.float64)) for this in history],
                 "loss_changes": [this.changes for this in history],
                 "guarded": sum(this.guarded for this in history),
+                "dropped": int(alive.sum()),
             },
         )
 
-    def round(self, x0: Array, alive: Array, objective: Objective, span: Array) -> Generator[Request, Any, Round]:
-        """Walk both ways from `x0` and score every feature; those not `alive` neither move nor score."""
+    def round(self, x0: Array, alive: Array, task: Task) -> Generator[Request, Any, Round]:
+        """Walk both ways from `x0` and score every feature; those not `alive` do not score, nor move while masked."""
         walks = self.walks
-        step = span * column([walk.sign * walk.eta for walk in walks], x0)
+        signs = [walk.sign for walk in walks]
+        step = task.space.span.astype(x0.dtype) * column([walk.sign * walk.eta for walk in walks], x0)
+        moving = np.stack([alive | (sign > 0 and not self.mask_ascent) for sign in signs])
         x = np.repeat(x0[None], len(walks), axis=0)
         path_sum = np.zeros_like(x)
 
-        start = yield Points(x0[None], objective)
-        gradient = start.gradient
+        first = np.zeros(len(walks))
+        last = np.zeros(len(walks))
         for t in range(walks[0].steps):
             on = sum(walk.steps > t for walk in walks)  # the longer walk is first: those still on are x[:on]
-            if t > 0:
-                gradient = (yield Points(x[:on], objective)).gradient
-            sign_step(x[:on], gradient * alive, step[:on], path_sum[:on])
+            last[:on], gradient = yield from self.look(x[:on], signs[:on], t, task)
+            if t == 0:
+                first[:] = last
+            sign_step(x[:on], gradient * moving[:on], step[:on], path_sum[:on])
+        changes = last - first
+        if self.delta_loss is DeltaLoss.ENDS:
+            changes = yield from self.change(x0, x, first, task)
 
-        changes = objective.value((yield Logits(x))) - objective.value(start.logits[0])
-        signs = [walk.sign for walk in walks]
-        divisors = [self.divisor(float(change), sign) for change, sign in zip(changes, signs, strict=True)]
-        guarded = sum(sign * change < TINY for change, sign in zip(changes, signs, strict=True))
-        return Round((path_sum / column(divisors, x0)).sum(axis=0), changes.tolist(), int(guarded))
+        divided = len(walks) > 1 or self.divide_one
+        divisors = [self.divisor(float(c), sign) if divided else sign for c, sign in zip(changes, signs, strict=True)]
+        guarded = sum(sign * change < TINY for change, sign in zip(changes, signs, strict=True)) if divided else 0
+        score = (path_sum / column(divisors, x0)).sum(axis=0)
+        return Round(np.where(alive, score, 0), changes.tolist(), int(guarded))
+
+    def look(self, x: Array, signs: list[int], t: int, task: Task) -> Generator[Request, Any, tuple[Array, Array]]:
+        """The loss and its gradient where each walk is, with noise and penalty; at t = 0 both are in one place."""
+        objective = task.objective(self.objective)
+        if self.noise_std:
+            noise = task.rng.standard_normal(x.shape, np.float32).astype(x.dtype)
+            answer = yield Points(x + self.noise_std * task.space.span.astype(x.dtype) * noise, objective)
+        else:
+            answer = yield Points(x[:1] if t == 0 else x, objective)
+        loss, gradient = objective.value(answer.logits), answer.gradient
+        if self.reg_lambda:
+            norm, slope = norms(x, task)
+            towards = [-sign * self.reg_lambda for sign in signs]
+            loss, gradient = loss + towards * norm, gradient + column(towards, x[0]) * slope
+        return loss, gradient
+
+    def change(self, x0: Array, ends: Array, first: Array, task: Task) -> Generator[Request, Any, Array]:
+        """L where each walk ended less L at `x0`, without noise and penalty; `first` are the losses met at `x0`."""
+        objective = task.objective(self.objective)
+        if self.plain:
+            return np.asarray(objective.value((yield Logits(ends))) - first)
+        values = objective.value((yield Logits(np.concatenate([x0[None], ends]))))
+        return np.asarray(values[1:] - values[0])
 
     def divisor(self, change: float, sign: int) -> float:
         """What a path sum, whose sign is `sign`, is divided by: never zero, and of its sign unless `literal`."""
@@ -157,8 +263,21 @@ class ISA:
         """Scores of the features to retire, mapped to [0, 1]."""
         low, high = scores.min(), scores.max()
         if low < high:
-            return np.asarray((scores - low) / (high - low))
+            return np.asarray((scores - low) / (high - low + self.eps))
         return np.full_like(scores, 1 if last and not self.literal else 0)
+
+
+def pixel_units(x: Array, task: Task) -> Array:
+    """Images with black at 0 and white at 1."""
+    low, span = (fact.astype(x.dtype) for fact in (task.space.low, task.space.span))
+    return np.asarray((x - low) / span)
+
+
+def norms(x: Array, task: Task) -> tuple[Array, Array]:
+    """|u| of each image u in pixel units, float64, and its gradient with respect to x; of black both are 0."""
+    pixels = pixel_units(x, task)
+    norm = np.sqrt(np.square(pixels, dtype=np.float64).reshape(len(x), -1).sum(axis=1))
+    return norm, pixels / (column(np.maximum(norm, TINY).tolist(), x[0]) * task.space.span.astype(x.dtype))
 
 
 def column(numbers: list[float], x: Array) -> Array:

@@ -6,13 +6,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import naive
 import numpy as np
 import pytest
 import toys
 from conformance.methods.laws import VECTORS, Make, Row, Wrong, answers, row
 
-from onnxplain.engine.methods import ISA, Task
-from onnxplain.engine.requests import Attribution, Kind, Objective, Points, Program
+from onnxplain.engine.methods import ISA, DeltaLoss, Task
+from onnxplain.engine.requests import Attribution, Kind, Points, Program
 
 
 def ranks_affine_by_weight(make: Make) -> None:
@@ -44,15 +45,43 @@ def up_and_down_are_alike(make: Make) -> None:
         assert one.diagnostics["score_sums"] == pytest.approx(other.diagnostics["score_sums"], abs=1e-13)
 
 
+def is_the_released_code(make: Make, *, drop_tail: bool = False, **more: Any) -> None:
+    """Number by number the loops of `naive.released_isa`, which draws the same noise."""
+    for seed, x in enumerate(VECTORS):
+        x = x * (x > 0.2)  # with black features, which count for nothing there
+        for k, walks in ((2, {}), (4, {}), (4, {"t1": 0}), (4, {"t2": 0})):
+            expected = naive.released_isa(
+                toys.TOY_T,
+                x,
+                2,
+                np.random.default_rng(seed),
+                k=k,
+                drop_tail=drop_tail,
+                up="t1" not in walks,
+                down="t2" not in walks,
+                **more,
+            )
+            got = toys.explain(make(k=k, **walks), toys.TOY_T, x, 2, seed=seed).values
+            assert got == pytest.approx(expected, abs=1e-7)
+
+
+def is_the_published_table(make: Make) -> None:
+    """The same with the parameters of the paper's table 1; the tail keeps 0."""
+    is_the_released_code(make, drop_tail=True, step=0.002, spread=1.1)
+
+
 ROWS: dict[str, Row] = {
     "isa": row(partial(ISA, k=50), ranks_affine_by_weight, scores_add_up, fills_its_rounds, up_and_down_are_alike),
+    "isa-repo": row(partial(ISA.repo, k=50), is_the_released_code),
+    "isa-table1": row(partial(ISA.table1, k=50), is_the_published_table),
 }
 
 
 class NeverRestarts(ISA):
     """Walks down from where the walk up has ended."""
 
-    def round(self, x0: toys.Array, alive: toys.Array, objective: Objective, span: toys.Array) -> Any:
+    def round(self, x0: toys.Array, alive: toys.Array, task: Task) -> Any:
+        objective, span = task.objective(self.objective), task.space.span
         x, score, changes = x0.copy(), 0 * x0, []
         for sign, eta, steps in ((1, self.eta1, self.t1), (-1, self.eta2, self.t2)):
             path_sum = 0 * x0
@@ -64,7 +93,7 @@ class NeverRestarts(ISA):
             last = yield Points(x[None], objective)
             changes.append(float(last.value[0] - first.value[0]))
             score = score + path_sum / changes[-1]
-        right = yield from super().round(x0, alive, objective, span)
+        right = yield from super().round(x0, alive, task)
         return right._replace(score=score, changes=changes)
 
 
@@ -83,9 +112,29 @@ class Forgets(ISA):
         return replace(answer, values=np.where(answer.values >= answer.diagnostics["rounds"] - 1, 0, answer.values))
 
 
+# What the released code does beside the paper, taken back one by one.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "objective": {"objective": Kind.CE},
+    "noise": {"noise_std": 0.0},
+    "penalty": {"reg_lambda": 0.0},
+    "change of the loss": {"delta_loss": DeltaLoss.ENDS},
+    "drift": {"mask_ascent": True},
+    "sums of one walk": {"divide_one": True},
+    "factor x": {"times_input": False},
+    "eps": {"eps": 0.0},
+    "signs": {"literal": False},
+    "step": {"eta1": 0.002},
+    "spread": {"s": 1.1},
+}
+
 WRONG: Wrong = [
     ("ISA that does not restart", NeverRestarts, up_and_down_are_alike),
     ("ISA that walks one way", OneWay, scores_add_up),
     ("ISA that drops its tail", Forgets, fills_its_rounds),
     ("ISA turned over", answers(partial(ISA, k=50), lambda a, x: -a), ranks_affine_by_weight),
+    *(
+        (f"ISA of the repository without its {name}", partial(ISA.repo, **paper), is_the_released_code)
+        for name, paper in SWITCHES.items()
+    ),
+    ("ISA of table 1 with its tail", partial(ISA.table1, drop_tail=False), is_the_published_table),
 ]

@@ -14,6 +14,7 @@ from onnxplain.engine.methods import (
     Alphas,
     Baseline,
     CrediblePath,
+    DeltaLoss,
     IntegratedGradients,
     Method,
     Rule,
@@ -24,12 +25,16 @@ from onnxplain.engine.methods import (
 from onnxplain.engine.requests import Kind, Validity
 from onnxplain.errors import UsageError
 
+KNOWN = ", ".join(sorted(METHODS))
+
 
 @pytest.mark.parametrize(
     ("id", "options", "expected"),
     [
         ("isa", {}, ISA()),
         ("isa", {"k": "2000", "eta1": "4e-3", "objective": "logit", "literal": "TRUE"}, None),
+        ("isa-repo", {"k": "9", "delta_loss": "ends"}, ISA.repo(k=9, delta_loss=DeltaLoss.ENDS)),
+        ("isa-table1", {"drop_tail": "false"}, ISA.table1(drop_tail=False)),
         ("saliency", {"objective": "prob", "signed": "false"}, Saliency(objective=Kind.PROB)),
         (
             "ig",
@@ -52,8 +57,8 @@ def test_from_options(id: str, options: dict[str, str], expected: Method | None)
 @pytest.mark.parametrize(
     ("id", "options", "message"),
     [
-        ("sailency", {}, f"unknown method 'sailency'; did you mean saliency? known: {', '.join(sorted(METHODS))}"),
-        ("xyz", {}, f"unknown method 'xyz'; known: {', '.join(sorted(METHODS))}"),
+        ("sailency", {}, "unknown method 'sailency'; did you mean saliency? known: " + KNOWN),
+        ("xyz", {}, "unknown method 'xyz'; known: " + KNOWN),
         (
             "ig",
             {"step": "3"},
