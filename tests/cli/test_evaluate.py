@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from frameworks import framework
-from tiny import classifier, complain, run
+from tiny import SPEC, Place, classifier, complain, run
 
 import onnxplain as ox
 from onnxplain.engine.metrics import InsertionDeletion, Protocol
 from onnxplain.models.preprocess import load_image, to_input
+from onnxplain.recipes import read, shipped
 
 parquet = framework("pyarrow.parquet")
 framework("scipy.stats")
@@ -462,3 +463,35 @@ def test_models_may_get_images_of_their_own_number(place, recipe):
     document = evaluated(recipe, place)
     assert {(mean["model"], mean["n"]) for mean in document["means"]} == {("m", 3), ("n", 1)}
     assert {mean["n"] for mean in evaluated(recipe, place, "--count", "2")["means"]} == {2}
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """A tiny model for each one that a shipped recipe names, and photos with labels, which it classifies right."""
+    place = Place(tmp_path_factory.mktemp("stand-ins"))
+    spec = SPEC | {"size": {"height": 16, "width": 16}}
+    models = {model.path for name in shipped() for model in read(name).models}
+    for model in models:
+        place.add_model(f"models/{model}", classifier(size=16), spec=None)
+    (place.root / "models" / "preprocessor_config.json").write_text(json.dumps(spec))
+    for i in range(151):
+        place.add_photo(f"photos/{i:03}.png", i)
+    labels_for(place, f"models/{model}")
+    return place
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_runs_on_stand_ins(stand_ins, tmp_path, name):
+    recipe = read(name)
+    folders = ("--models", stand_ins.root / "models", "--images", stand_ins.root / "photos")
+    result = run("evaluate", name, *folders, "-o", tmp_path, "--count", "2", "--format", "json", "-b", "64")
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    document = json.loads(result.stdout)
+    means = {(m["model"], m["method"], m["metric_label"], m["metric"]): m for m in document["means"]}
+    assert {(model, method) for model, method, *_ in means} == {
+        (model.name, method) for model in recipe.models for method in recipe.methods
+    }
+    for paper in recipe.published:  # every number of the paper stands beside a measured one
+        assert means[paper.model, paper.method, paper.metric_label, paper.metric]["published"] == paper.value
+    assert {(pair["first"], pair["second"]) for pair in document["pairs"]} == set(recipe.compare)
+    assert all(end["largest_gap"] < 1e-12 for end in document["ends"])
