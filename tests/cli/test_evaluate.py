@@ -88,7 +88,7 @@ def labels_for(place, model="m.onnx", wrong=()):
 def evaluated(recipe, place, *more):
     """The document of a run that succeeded."""
     result = run("evaluate", recipe, "-o", place.out, "--format", "json", *more)
-    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    assert (result.exit_code, result.stderr) == (0, "")
     return json.loads(result.stdout)
 
 
@@ -443,7 +443,7 @@ def test_shipped_recipes_are_listed(place):
     listed = run("evaluate", "--list")
     assert (listed.exit_code, listed.stderr) == (0, "")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
-        "recipe", "cpa-figure3", "cpa-sensitivity", "cpa-table1", "cpa-table2", "cpa-table3", "cpa-table4",
+        "recipe", "cpa-sensitivity", "cpa-table1", "cpa-table2", "cpa-table3", "cpa-table4",
         "isa-figure3", "isa-table1", "isa-table2",
     ]  # fmt: skip
     complain(run("evaluate"), 2, "Missing argument 'RECIPE'")
@@ -469,10 +469,10 @@ def test_models_may_get_images_of_their_own_number(place, recipe):
 def stand_ins(tmp_path_factory):
     """A tiny model for each one that a shipped recipe names, and photos with labels, which it classifies right."""
     place = Place(tmp_path_factory.mktemp("stand-ins"))
-    spec = SPEC | {"size": {"height": 16, "width": 16}}
+    spec = SPEC | {"size": {"height": 56, "width": 56}}  # 9408 features: no step of ISA's Figure 3 is larger
     models = {model.path for name in shipped() for model in read(name).models}
     for model in models:
-        place.add_model(f"models/{model}", classifier(size=16), spec=None)
+        place.add_model(f"models/{model}", classifier(size=56), spec=None)
     (place.root / "models" / "preprocessor_config.json").write_text(json.dumps(spec))
     for i in range(151):
         place.add_photo(f"photos/{i:03}.png", i)
@@ -484,8 +484,8 @@ def stand_ins(tmp_path_factory):
 def test_a_shipped_recipe_runs_on_stand_ins(stand_ins, tmp_path, name):
     recipe = read(name)
     folders = ("--models", stand_ins.root / "models", "--images", stand_ins.root / "photos")
-    result = run("evaluate", name, *folders, "-o", tmp_path, "--count", "2", "--format", "json", "-b", "64")
-    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    result = run("evaluate", name, *folders, "-o", tmp_path, "--count", "1", "--format", "json", "-b", "64")
+    assert (result.exit_code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
     means = {(m["model"], m["method"], m["metric_label"], m["metric"]): m for m in document["means"]}
     assert {(model, method) for model, method, *_ in means} == {
