@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,8 +47,8 @@ Place: TypeAlias = tuple[int, str, str, str, str]  # order, model, image, method
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of a run that is over: what it was, the rows of the runtime that it was thought to take and took, its
-    error if it failed, and how many units of result rows (image, method and metric) it is."""
+    """A piece of a run that is over: what it was, the rows of the runtime that it was thought to take and took, and its
+    error if it failed. Its result rows are in the file."""
 
     name: str
     estimate: int
@@ -277,14 +278,13 @@ class Run:
         write_atomically(self.folder / MEANS, as_csv(summary.means).encode(), overwrite=True)
         return rows, summary
 
-    def close(self) -> None:
-        self.log.close()
-
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.log.__exit__(kind, error, trace)
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

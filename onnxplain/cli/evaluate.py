@@ -69,20 +69,17 @@ def command(
     """
     from onnxplain.evaluation import Run
 
-    here, failed, done = terminal(), dict[str, "OnnxplainError"](), 0
+    here, failed = terminal(), dict[str, "OnnxplainError"]()
     how = {"batch_size": batch_size, "threads": threads, "on": on, "preprocess": options.preprocess_of(preprocess)}
     with Run(recipe, output, models=models, images=images, count=count, opening=how) as run:
         try:
             with progress(f"evaluating {run.recipe.title or recipe}", run.total) as bar:
                 for step in run.steps(bar.observe):
                     bar.finished(step.estimate, step.rows)
-                    if step.error is None:
-                        done += bool(step.rows)
-                        continue
-                    message = f"{step.name}: {step.error}"
-                    if message not in failed:
+                    if step.error is not None:
+                        message = f"{step.name}: {step.error}"
                         here.say(f"error: {message}", -1)
-                    failed[message] = step.error
+                        failed[message] = step.error
         except KeyboardInterrupt:
             here.say("interrupted; what was finished is kept, and the same command goes on from there", -1)
             return 1
