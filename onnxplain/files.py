@@ -23,7 +23,7 @@ from onnxplain.engine.drive import Outcome, drive
 from onnxplain.engine.evaluate import pixel_sha256
 from onnxplain.engine.explanation import Explanation, read_heatmap
 from onnxplain.engine.methods import Method
-from onnxplain.engine.metrics import InsertionDeletion
+from onnxplain.engine.metrics import MapMetric
 from onnxplain.engine.requests import Head, Program
 from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer
@@ -173,7 +173,7 @@ def summary(explanation: Explanation, labels: Sequence[str] | None = None) -> di
 
 @dataclass(frozen=True)
 class Scored:
-    """The result rows of one heatmap under one protocol, and what a reader of them should know."""
+    """The result rows of one heatmap under one metric, and what a reader of them should know."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
@@ -182,7 +182,7 @@ class Scored:
 def score_heatmaps(
     explainer: Explainer,
     heatmaps: Sequence[PathLike],
-    metrics: Sequence[InsertionDeletion],
+    metrics: Sequence[MapMetric],
     *,
     photos: Sequence[PathLike] = (),
     key: str | None = None,
@@ -201,7 +201,7 @@ def score_heatmaps(
     spec = explainer.photos
     model = explainer.metadata["onnxplain.source_sha256"]
 
-    def program(at: int, metric: InsertionDeletion) -> Program[Scored]:
+    def program(at: int, metric: MapMetric) -> Program[Scored]:
         path = Path(heatmaps[at])
         loaded = read_heatmap(path, key)
         ours = loaded.explanation
@@ -224,7 +224,7 @@ def score_heatmaps(
         values = loaded.values
         if values.ndim == 3 and values.shape != x.shape:  # files have the channels first
             values = np.moveaxis(values, 0, axis)
-        played = yield from metric(
+        score = yield from metric(
             x, values, space=explainer.space, head=explainer.head, channel_axis=axis, name=str(path)
         )
         facts = {
@@ -244,13 +244,15 @@ def score_heatmaps(
         if ours is not None and known.get("model_sha256") != model:
             made = str(known.get("model_sha256"))[:12]
             notes.append(f"{path}: made for another model (SHA-256 {made}..., this one is {model[:12]}...)")
-        if ours is not None and not isinstance(ours.target, np.ndarray) and ours.target != played.target:
+        if ours is not None and not isinstance(ours.target, np.ndarray) and ours.target != score.target:
             notes.append(
-                f"{path}: explains class {ours.target}, but the protocol follows the predicted class {played.target}"
+                f"{path}: explains class {ours.target}, but the metric follows the predicted class {score.target}"
             )
-        if played.constant:
-            notes.append(f"{path}: the map is constant, so it ranks nothing; its score is that of the pixels' order")
-        return Scored([facts | row | origin for row in played.rows()], notes)
+        if score.constant:
+            notes.append(
+                f"{path}: the map is constant, so it ranks nothing; its score is that of the pixels' order, or none"
+            )
+        return Scored([facts | row | origin for row in score.rows()], notes)
 
     programs = (program(at, metric) for at in range(len(heatmaps)) for metric in metrics)
     return drive(programs, explainer.forward, usage=explainer.usage, observe=observe)

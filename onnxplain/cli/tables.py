@@ -33,9 +33,9 @@ def described(layer: Mapping[str, Any]) -> str:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a header; columns are those of the first row, and a list is left out."""
+    """CSV with a header; columns are those that any row has, and a list is left out."""
     out = io.StringIO()
-    columns = [name for name, value in (rows[0] if rows else {}).items() if not isinstance(value, list)]
+    columns = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list))
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -58,6 +58,13 @@ def as_text(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> st
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+def metric_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Columns of `wide` for the metrics that result rows have."""
+    found = dict.fromkeys(row["metric"] for row in rows)
+    known = {metric: heading for metric, heading in METRICS.items() if metric in found}
+    return known | {metric: metric.replace("_", " ") for metric in found if metric not in known}
+
+
 def cell(value: Any) -> str:
     if value is None or value != value:
         return "-"
@@ -65,7 +72,7 @@ def cell(value: Any) -> str:
 
 
 def wide(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Result rows as one row for each heatmap and protocol, with its metrics as columns."""
+    """Result rows as one row for each heatmap and protocol, with what was measured as columns."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in WIDE), dict(row))[row["metric"]] = row["value"]

@@ -1,18 +1,67 @@
 """How good an attribution is, in numbers that always say how they were made."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from inspect import signature
+from typing import Any, get_type_hints
+
+from onnxplain.engine.methods.options import parse, plain, suggest
+from onnxplain.engine.metrics.diffid import Differences, DiffID
 from onnxplain.engine.metrics.insertion_deletion import Curve, InsertionDeletion, Played
+from onnxplain.engine.metrics.maps import MapMetric, MapScore
 from onnxplain.engine.metrics.protocols import PROTOCOLS, Order, Protocol, Substrate
 from onnxplain.engine.metrics.score import Score, Scores, Summary
+from onnxplain.engine.metrics.sensitivity_n import Correlations, SensitivityN
+from onnxplain.errors import UsageError
 
 __all__ = [
+    "METRICS",
     "PROTOCOLS",
+    "Correlations",
     "Curve",
+    "DiffID",
+    "Differences",
     "InsertionDeletion",
+    "MapMetric",
+    "MapScore",
     "Order",
     "Played",
     "Protocol",
     "Score",
     "Scores",
+    "SensitivityN",
     "Substrate",
     "Summary",
+    "from_options",
+    "to_dict",
 ]
+
+# Every metric of saved maps, as it is without further words.
+METRICS: dict[str, MapMetric] = {metric.id: metric for metric in (InsertionDeletion(), SensitivityN(), DiffID())}
+
+
+def from_options(id: str, options: Mapping[str, str]) -> MapMetric:
+    """The metric of this id with parameters given as text, `{"protocol": "agi_isa", "step": "1/56"}`.
+
+    Raises `UsageError` for an unknown metric or parameter, naming the closest one and all of them, and for a value that
+    the parameter does not take.
+    """
+    if id not in METRICS:
+        raise UsageError(f"unknown metric {id!r}{suggest(id, METRICS)}")
+    kind = type(METRICS[id])
+    hints, names = get_type_hints(kind.__init__), [name for name in signature(kind).parameters if name != "id"]
+    values: dict[str, Any] = {}
+    for name, text in options.items():
+        if name not in names:
+            raise UsageError(f"{id}: unknown parameter {name!r}{suggest(name, names)}")
+        values[name] = parse(f"{id}: {name}", text, hints[name])
+    made: MapMetric = replace(METRICS[id], **values)  # type: ignore[type-var]
+    return made
+
+
+def to_dict(metric: MapMetric) -> dict[str, Any]:
+    """The parameters of a metric as JSON has them; a protocol by its label, which names its step too."""
+    found = {field.name: getattr(metric, field.name) for field in fields(metric) if field.name != "id"}  # type: ignore[arg-type]
+    return {name: str(value) if isinstance(value, Protocol) else plain(value) for name, value in found.items()}

@@ -12,14 +12,16 @@ What "nothing" is, q, and what is ranked, a `Protocol` says.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.engine.drive import Model, drive, forward_model
-from onnxplain.engine.heatmap import reduce_channels, reduction, require_finite
+from onnxplain.engine.heatmap import reduction
+from onnxplain.engine.metrics.maps import one_a_pixel, require_map
 from onnxplain.engine.metrics.protocols import Order, Protocol, Substrate
 from onnxplain.engine.requests import Head, Logits, Program
 from onnxplain.engine.space import Space
@@ -87,18 +89,27 @@ class Played:
 
 @dataclass(frozen=True, init=False)
 class InsertionDeletion:
-    """Insertion and deletion of a map, under a `protocol` (one, or the name of a preset).
+    """Insertion and deletion of a map, under a `protocol` (one, or the name of a preset), with another `step` if given.
 
     `reduce` says how a map with channels becomes one number a pixel (`sum`, `abs_sum`, `max_abs`). A map (H, W) is
     taken as it is, with the reduction "none"; a union protocol ranks the channels themselves, with "union".
     """
 
+    id: str
     protocol: Protocol
     reduce: str
 
-    def __init__(self, protocol: Protocol | str = "rise", reduce: str = "sum") -> None:
+    def __init__(
+        self,
+        protocol: Protocol | str = "rise",
+        reduce: str = "sum",
+        *,
+        step: int | Fraction | None = None,
+        id: str = "insertion-deletion",
+    ) -> None:
         protocol = protocol if isinstance(protocol, Protocol) else Protocol.named(protocol)
-        object.__setattr__(self, "protocol", protocol)
+        object.__setattr__(self, "id", id)
+        object.__setattr__(self, "protocol", protocol if step is None else replace(protocol, step=step))
         object.__setattr__(self, "reduce", str(reduction(reduce)))
 
     def __call__(
@@ -160,16 +171,7 @@ class InsertionDeletion:
 
     def ranked(self, x: Array, heatmap: Array, channel_axis: int, name: str) -> tuple[Array, str]:
         """What is ranked, (rankings, HW), and how it came from the channels."""
-        if not isinstance(heatmap, np.ndarray) or heatmap.dtype.kind not in "biuf":
-            what = heatmap.dtype.name if isinstance(heatmap, np.ndarray) else type(heatmap).__name__
-            raise InputError(f"{name}: expected an array of real numbers, got {what}; next: numpy.asarray makes one")
-        size = tuple(np.delete(x.shape, channel_axis))
-        if heatmap.shape not in (x.shape, size):
-            raise InputError(
-                f"{name}: expected shape {list(map(int, size))} or {list(x.shape)}, got {list(heatmap.shape)}; "
-                "next: make the map for this model, maps are never resized"
-            )
-        require_finite(heatmap, name)
+        require_map(x, heatmap, channel_axis, name)
         if self.protocol.order is Order.UNION:
             if heatmap.ndim == 2:
                 raise InputError(
@@ -177,9 +179,8 @@ class InsertionDeletion:
                     "next: give a map with channels, or use agi_isa"
                 )
             return np.moveaxis(heatmap, channel_axis, 0).reshape(x.shape[channel_axis], -1), "union"
-        if heatmap.ndim == 2:
-            return heatmap.reshape(1, -1), "none"
-        return reduce_channels(heatmap, self.reduce, channel_axis).reshape(1, -1), self.reduce
+        ranked, how = one_a_pixel(heatmap, self.reduce, channel_axis)
+        return ranked[None], how
 
     def rows(self, height: int, width: int) -> int:
         """How many rows one map of this size costs: for progress bars."""

@@ -21,8 +21,8 @@ def plot_curves(
     """Write the curves of result rows as PNG: a row for each protocol, insertion on the left, deletion on the right.
 
     Args:
-        rows: with `method`, `metric`, `protocol`, `reduction`, `target`, `value` and `curve`; rows without a curve are
-            passed over.
+        rows: with `method`, `metric`, `protocol`, `reduction`, `target`, `value` and `curve`; rows without such
+            a curve are passed over.
 
     Raises:
         UsageError: no row has a curve.
@@ -33,7 +33,7 @@ def plot_curves(
         from matplotlib.figure import Figure  # draws with Agg: no display, no state of pyplot
     except ImportError as error:
         raise BackendMissing("matplotlib", "demo") from error
-    rows = [row for row in rows if "curve" in row]
+    rows = [row for row in rows if "curve" in row and row["metric"] in GAMES]
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
     if not rows:
         raise UsageError("no row has a curve to draw; next: keep the curves when scoring")

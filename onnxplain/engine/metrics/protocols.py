@@ -93,5 +93,8 @@ PROTOCOLS = {
         Protocol(
             name="agi_isa-union", step=224, insertion=Substrate.BLACK, deletion=Substrate.BLACK, order=Order.UNION
         ),
+        # Akhtar and Jalwana 2023. Unpublished: the step, both substrates, and whether maps are signed. These are the
+        # defaults of RISE, which the paper cites.
+        Protocol(name="cpa", step=224, insertion=Substrate.BLUR, deletion=Substrate.ZERO),
     )
 }
