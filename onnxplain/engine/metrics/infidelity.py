@@ -38,7 +38,7 @@ class Perturbation(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Infidelity:
-    """E_I [(I^T A - (F(x) - F(x - I)))^2], the mean of `samples` draws of I; lower is better, 0 for a linear F and A = w.
+    """E_I [(I^T A - (F(x) - F(x - I)))^2], over `samples` draws of I; lower is better, 0 for A = w of a linear F.
 
     F is `objective` of the explained class. I is drawn as `perturbation` says: noise of the standard deviation `noise`,
     in pixel units (1 is from black to white), or the removal of a square of `side` pixels. Perturbed images are not

@@ -98,9 +98,11 @@ class ParameterRandomisation:
         if not layers or depths[-1] > len(layers):
             raise UsageError(f"depth {depths[-1] if depths else 1}: the model has {len(layers)} layers with weights")
 
-        original = list(self.maps(model, images, method, tasks))
-        for failed in (one for one in original if isinstance(one, NonFinite)):
-            raise failed
+        original: list[Array] = []
+        for one in self.maps(model, images, method, tasks):
+            if isinstance(one, NonFinite):
+                raise one
+            original.append(one)
         found: list[list[Measured]] = [[] for _ in images]
         for k in depths:
             drawn = layers[:k] if self.cascade is Cascade.CASCADING else layers[k - 1 : k]
@@ -108,12 +110,8 @@ class ParameterRandomisation:
             with reopen(drawn) as other:
                 for i, changed in enumerate(self.maps(other, images, method, tasks)):
                     how = reduced_how(images[i], tasks[i].space, self.reduce)
-                    for metric, change in {"randomisation": np.asarray, "randomisation_magnitude": np.abs}.items():
-                        value, undefined = math.nan, None
-                        if isinstance(changed, NonFinite):
-                            undefined = "the randomised model gave NaN or Inf"
-                        elif math.isnan(value := spearman(change(original[i]), change(changed))):
-                            undefined = CONSTANT
+                    for metric, magnitude in {"randomisation": False, "randomisation_magnitude": True}.items():
+                        value, undefined = compared(original[i], changed, magnitude)
                         found[i].append(
                             Measured(
                                 metric=metric,
@@ -126,7 +124,7 @@ class ParameterRandomisation:
                                 facts={"depth": k, "layer": layers[k - 1]},
                             )
                         )
-        return [Randomised(measured=tuple(one)) for one in found]
+        return [Randomised(measured=tuple(ours)) for ours in found]
 
     def maps(self, model: Model, images: Array, method: Explain, tasks: Sequence[Task]) -> Iterator[Array | NonFinite]:
         """The map of each image as it is ranked, or how the model failed on it."""
@@ -139,3 +137,11 @@ class ParameterRandomisation:
             else:
                 x, space = images[outcome.index], tasks[outcome.index].space
                 yield as_ranked(outcome.unwrap().values, x, space, self.reduce)
+
+
+def compared(original: Array, changed: Array | NonFinite, magnitude: bool) -> tuple[float, str | None]:
+    """The correlation of two maps, or of their magnitudes, and why there is none."""
+    if isinstance(changed, NonFinite):
+        return math.nan, "the randomised model gave NaN or Inf"
+    value = spearman(*map(np.abs, (original, changed))) if magnitude else spearman(original, changed)
+    return value, CONSTANT if math.isnan(value) else None

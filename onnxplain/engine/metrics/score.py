@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 
 class Summary(NamedTuple):
-    """Mean, its standard error (NaN for fewer than two values), the number of values and of images without one."""
+    """Mean, its standard error (NaN for fewer than two values) and the number of values."""
 
     mean: float
     standard_error: float
     n: int
-    undefined: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Score:
         """Mean and standard error, sqrt(m2 / (n - 1) / n)."""
         mean = self.mean if self.n else math.nan
         error = math.sqrt(self.m2 / (self.n - 1) / self.n) if self.n > 1 else math.nan
-        return Summary(mean, error, self.n, self.undefined)
+        return Summary(mean, error, self.n)
 
 
 SAME = ("method", "metric", "protocol", "reduction", "direction")  # of rows whose values may be averaged
@@ -86,4 +85,7 @@ class Scores:
 
     def compute(self) -> list[dict[str, Any]]:
         """One row for each kind: what it is, and `mean`, `standard_error`, `n`, `undefined`."""
-        return [dict(zip(SAME, kind, strict=True)) | score.compute()._asdict() for kind, score in self.by_kind.items()]
+        return [
+            dict(zip(SAME, kind, strict=True)) | score.compute()._asdict() | {"undefined": score.undefined}
+            for kind, score in self.by_kind.items()
+        ]
