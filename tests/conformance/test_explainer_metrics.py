@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -385,7 +386,7 @@ def maps_of(models, method, targets, rng):
 
 def cascade_compares_with_the_depth_before(models, method):
     maps = maps_of(models, method, [0] * len(models), None)
-    return [value for a, b in zip(maps, maps[1:], strict=False) for value in correlated(a, b)]
+    return [value for a, b in pairwise(maps) for value in correlated(a, b)]
 
 
 def cascade_explains_what_each_model_predicts(models, method):

@@ -414,7 +414,11 @@ def test_the_sign_does_not_count_in_the_magnitude():
 
 
 def test_which_layers_are_drawn():
-    for cascade, expected in ((Cascade.CASCADING, [["outer"], ["outer", "inner"]]), (Cascade.INDEPENDENT, [["outer"], ["inner"]])):  # fmt: skip
+    wanted = {
+        Cascade.CASCADING: [["outer"], ["outer", "inner"]],
+        Cascade.INDEPENDENT: [["outer"], ["inner"]],
+    }
+    for cascade, expected in wanted.items():
         asked = []
 
         def opened(layers, asked=asked):
