@@ -82,3 +82,93 @@ def released_isa(
             result[i] = (final[i] - bottom) / (top - bottom + 1e-6) * spread + r
         left -= set(lowest)
     return result.reshape(x.shape)
+
+
+def adversarial_gradients(
+    toy: toys.Toy,
+    x: Array,
+    target: int,
+    *,
+    steps: int = 20,
+    step: float = 0.05,
+    restart: bool = False,
+    code: int = PROB,
+) -> tuple[Array, list[int], list[Array]]:
+    """AGI with all other classes (section 6); the steps and the end of each walk, too."""
+    total, taken, ends = 0 * x, [], []
+    for other in range(toy.classes):
+        if other == target:
+            continue
+        here, count = x.copy(), 0
+        while count < steps and np.argmax(toy.logits(here)) != other:
+            _, up = ask(toy, code, one_hot(toy, other), here)
+            _, down = ask(toy, code, one_hot(toy, target), here)
+            start = x if restart else here
+            there = np.minimum(np.maximum(start + step * np.sign(up), 0), 1)
+            total = total - down * (there - start)
+            here, count = there, count + 1
+        taken.append(count)
+        ends.append(here)
+    return total, taken, ends
+
+
+def sign_attack(
+    toy: toys.Toy, x: Array, target: int, *, steps: int, step: float, earliest: bool, code: int = CE
+) -> Array:
+    """Up the loss until another class wins, or to the last step."""
+    here = x.copy()
+    for _ in range(steps):
+        if earliest and np.argmax(toy.logits(here)) != target:
+            break
+        _, g = ask(toy, code, one_hot(toy, target), here)
+        here = np.minimum(np.maximum(here + step * np.sign(g), 0), 1)
+    return here
+
+
+def l2_attack(
+    toy: toys.Toy,
+    x: Array,
+    target: int,
+    rng: np.random.Generator,
+    *,
+    radii: tuple[float, ...],
+    steps: int,
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> Array:
+    """Foolbox's L2 projected gradient descent (section 7), in the space of u = (x - mean) / std."""
+    center = (x - mean) / std
+    for radius in radii:
+        normal = rng.standard_normal(x.shape, np.float32).astype(float)
+        u = center + radius * rng.random() ** (1 / x.size) * normal / np.linalg.norm(normal)
+        u = (np.clip(mean + std * u, 0, 1) - mean) / std
+        for _ in range(steps):
+            _, g = ask(toy, CE, one_hot(toy, target), mean + std * u)
+            g = g * std
+            u = u + 2 * radius * radius / steps * g / max(np.linalg.norm(g), 1e-12)
+            far = np.linalg.norm(u - center)
+            if far > radius:
+                u = center + radius * (u - center) / far
+            u = (np.clip(mean + std * u, 0, 1) - mean) / std
+        if np.argmax(toy.logits(mean + std * u)) != target:
+            break
+    return mean + std * u
+
+
+def integrated(toy: toys.Toy, x: Array, start: Array, target: int, code: int, t: Array, w: Array) -> Array:
+    """Integrated gradients by a given rule."""
+    total = 0 * x
+    for place, weight in zip(t, w, strict=True):
+        _, g = ask(toy, code, one_hot(toy, target), start + place * (x - start))
+        total = total + weight * g
+    return (x - start) * total
+
+
+def captum_trapezoid(steps: int) -> tuple[Array, Array]:
+    w = np.full(steps, 1 / steps)
+    w[0] = w[-1] = 1 / (2 * steps)
+    return np.linspace(0, 1, steps), w
+
+
+def midpoint(steps: int) -> tuple[Array, Array]:
+    return (np.arange(steps) + 0.5) / steps, np.full(steps, 1 / steps)

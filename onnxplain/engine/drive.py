@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import RLock
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -160,6 +160,11 @@ class PointsWork:
         self.request = request
         self.count = len(request.x)
         self.kind, self.target = request.objective.kind, request.objective.row(model.classes)
+        if request.classes is not None:
+            if len(request.classes) != self.count:
+                raise FeedMismatch(f"{self.count} points with {len(request.classes)} classes: expected one for each")
+            rows = [replace(request.objective, target=int(one)).row(model.classes) for one in request.classes]
+            self.target = np.array(rows, np.float32).reshape(self.count, model.classes)
         self.result = Gradients(
             logits=np.empty((self.count, model.classes), model.dtype),
             value=np.empty(self.count, model.dtype),
@@ -327,7 +332,8 @@ def drive(
                 assert job.work is not None
                 job.work.write(row, model.x[at])
                 if not isinstance(job.work, LogitsWork):
-                    model.target[at], model.code[at] = job.work.target, job.work.kind
+                    target = job.work.target  # one for all rows, or one for each
+                    model.target[at], model.code[at] = target if target.ndim == 1 else target[row], job.work.kind
             started = time.perf_counter()
             outputs = model.run(role, len(batch))
             usage.runtime_seconds += time.perf_counter() - started

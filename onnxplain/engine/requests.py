@@ -133,10 +133,14 @@ class Logits:
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Values and gradients at points `x` (n, ...). Answer: `Gradients`."""
+    """Values and gradients at points `x` (n, ...). Answer: `Gradients`.
+
+    `classes` (n,), if given, are the targets of the points, one each, in place of the objective's.
+    """
 
     x: Array
     objective: Objective
+    classes: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)

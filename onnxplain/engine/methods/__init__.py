@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
+from onnxplain.engine.methods.agi import AGI
 from onnxplain.engine.methods.baselines import Baseline
+from onnxplain.engine.methods.big import BIG, Attack
 from onnxplain.engine.methods.blur_ig import BlurIG, Grid
 from onnxplain.engine.methods.credible_path import Alphas, Constraint, CrediblePath
 from onnxplain.engine.methods.expected_gradients import ExpectedGradients
@@ -28,11 +30,14 @@ from onnxplain.engine.methods.superpixels import Segments
 from onnxplain.errors import UsageError
 
 __all__ = [
+    "AGI",
+    "BIG",
     "ISA",
     "LIME",
     "METHODS",
     "RISE",
     "Alphas",
+    "Attack",
     "Baseline",
     "BlurIG",
     "Bound",
@@ -71,6 +76,11 @@ METHODS: dict[str, Method] = {
         ISA.repo(),
         ISA.table1(),
         CrediblePath(),
+        AGI(),
+        AGI.repo(),
+        BIG(),
+        BIG.reference(),
+        BIG.isa(),
         IntegratedGradients(),
         IntegratedGradients.average(),
         IntegratedGradients.gaussian(),

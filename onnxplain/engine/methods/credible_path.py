@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.engine.methods.baselines import blurred
+from onnxplain.engine.methods.baselines import Baseline, baseline_of, blurred
 from onnxplain.engine.methods.method import (
     MOST_ETA,
     MOST_STEPS,
@@ -24,6 +24,7 @@ from onnxplain.engine.methods.method import (
 from onnxplain.engine.methods.walk import sign_step
 from onnxplain.engine.requests import (
     Attribution,
+    Head,
     Kind,
     Line,
     Objective,
@@ -77,13 +78,15 @@ class CrediblePath:
        sign steps of `eta` down the loss `baseline_objective`, at least `delta` away from x in every feature and inside
        the valid range, until its logits are within `epsilon` of those of x: relative to where it began, or in logits
        if `epsilon_relative` is false. It looks at `max_iter` points at most; the one nearest in logits wins. The
-       paper's loss is `ce`, which does not minimise that distance; `logit_l2` does. `literal` takes algorithm 1 as
-       printed: nothing enforced before the first step, and the last point wins.
+       paper's loss is `ce`, the cross-entropy with the class that the model predicts for x (of a sigmoid head: with the
+       labels that it gives x); it does not minimise that distance. `soft_ce` (with the probabilities of x) and
+       `logit_l2` do. `literal` takes algorithm 1 as printed: nothing enforced before the first step, and the last point
+       wins. With a `baseline` there is no search, and one path begins there: algorithm 2 alone.
     2. Paths (algorithm 2). `steps // B` points on each straight path, placed by `alphas`, and held against grad F(x) by
        `validity` (None: every point is valid). A feature without a valid point gets 0 from that path. F is `objective`.
 
     `eta` and `delta` are in pixel units (1 = black to white); A has the units of F. Not complete, by construction.
-    Cost: 1 + the iterations of all baselines + B * (steps // B) gradient rows.
+    Cost: 1 + the iterations of all searches + B * (steps // B) gradient rows.
 
     Source: Akhtar and Jalwana, Towards credible visual model interpretation with path attribution, ICML 2023,
     arXiv 2305.14395; steps and number of baselines from its section 7. Blur sizes, eta, epsilon and max_iter are ours:
@@ -93,6 +96,7 @@ class CrediblePath:
     id: str = "credible"
     kernels: tuple[int, ...] = (11, 21, 31)
     starts: Array | None = None
+    baseline: Baseline | None = None
     steps: int = 150
     max_iter: int = 50
     eta: float = 1 / 255
@@ -111,6 +115,9 @@ class CrediblePath:
         require(several, "CrediblePath: kernels", f"1 to {MOST_KERNELS} sizes", self.kernels)
         odd = all(isinstance(size, int) and 3 <= size <= WIDEST_KERNEL and size % 2 for size in self.kernels)
         require(odd, "CrediblePath: kernels", f"odd sizes from 3 to {WIDEST_KERNEL}", self.kernels)
+        if self.baseline is not None:
+            require_one_of("CrediblePath: baseline", self.baseline, Baseline)
+            require(self.starts is None, "CrediblePath: starts", "none beside a baseline", self.starts)
         require_whole("CrediblePath: steps", self.steps, 1, MOST_STEPS)
         require(
             self.steps >= self.count, "CrediblePath: steps", f"at least one for each of {self.count} paths", self.steps
@@ -132,18 +139,24 @@ class CrediblePath:
     @property
     def count(self) -> int:
         """B, the number of baselines."""
+        if self.baseline is not None:
+            return 1
         return len(self.kernels) if self.starts is None else len(self.starts)
 
     def rows(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002 (the same for every shape)
-        return 1 + self.count * (self.max_iter + self.steps // self.count)
+        searches = self.count if self.baseline is None else 0
+        return 1 + searches * self.max_iter + self.count * (self.steps // self.count)
 
     def __call__(self, x: Array, task: Task) -> Program[Attribution]:
         task.space.require_range("CrediblePath")
         objective = task.objective(self.objective)
         at_x = yield Points(x[None], objective)
-        searches = yield from self.search(x, at_x.logits[0], task)
-
-        start = np.stack([search.best for search in searches])
+        searches: list[Search] = []
+        if self.baseline is None:
+            searches = yield from self.search(x, at_x.logits[0], task)
+            start = np.stack([search.best for search in searches])
+        else:
+            start = baseline_of(x, self.baseline, task, "CrediblePath")[None]
         step = x - start
         t = self.points(task.rng)
         reference = at_x.gradient[0] if self.validity is not None else None
@@ -174,7 +187,7 @@ class CrediblePath:
         """Algorithm 1 for all baselines side by side; one that has arrived asks for nothing more."""
         space = task.space
         low, high, span = (fact.astype(x.dtype) for fact in (space.low, space.high, space.span))
-        objective = self.loss(logits, task)
+        objective = self.loss(logits, task.head)
         starts = self.begin(x, space)
         if not self.literal:
             self.keep_away(starts, x, low, high)
@@ -208,15 +221,17 @@ class CrediblePath:
             search.credible, search.distance, search.iteration = credible, distance, i
         search.converged = distance <= self.epsilon * (search.start_distance if self.epsilon_relative else 1)
 
-    def loss(self, logits: Array, task: Task) -> Objective:
-        """What a baseline descends, from the logits of the image."""
+    def loss(self, logits: Array, head: Head) -> Objective:
+        """What a baseline descends, from the logits of the image; what is explained has no part in it."""
         match self.baseline_objective:
             case Kind.SOFT_CE:
-                return Objective(Kind.SOFT_CE, task.head.probability(logits), task.head)
+                return Objective(Kind.SOFT_CE, head.probability(logits), head)
             case Kind.LOGIT_L2:
-                return Objective(Kind.LOGIT_L2, logits, task.head)
-            case kind:
-                return task.objective(kind)
+                return Objective(Kind.LOGIT_L2, logits, head)
+            case _ if head is Head.SIGMOID:
+                return Objective(Kind.SOFT_CE, (logits > 0).astype(logits.dtype), head)
+            case _:
+                return Objective(Kind.CE, int(logits.argmax()), head)
 
     def begin(self, x: Array, space: Space) -> Array:
         """Where the searches begin: (B, ...), for us to write to."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -76,7 +76,7 @@ class ISA:
         `noise_std`   every gradient is taken at x_t + noise, N(0, noise_std^2) in pixel units, drawn anew for each of
                       them; so both walks need a first gradient of their own (t1 + t2 rows)
         `reg_lambda`  L is L - reg_lambda * |x| on the way up, L + reg_lambda * |x| on the way down: the norm is
-                      Euclidean, of x_t without its noise, in pixel units
+                      Euclidean, that of x_t without its noise, in pixel units
         `delta_loss`  `evaluated`: the change of the loss is that from the first to the last of the losses met on the
                       way, noise and penalty included, hence over T - 1 steps; no forward rows
         `mask_ascent` false: removed features too take the steps up; they are scored no more
@@ -125,28 +125,27 @@ class ISA:
     @classmethod
     def repo(cls, **changes: Any) -> ISA:
         """The released code with its default parameters, image by image; all features are ranked."""
-        released: dict[str, Any] = {
-            "id": "isa-repo",
-            "eta1": 0.004,
-            "eta2": 0.004,
-            "s": 1.3,
-            "objective": Kind.CE_ON_PROBS,
-            "literal": True,
-            "noise_std": 0.05,
-            "reg_lambda": 0.01,
-            "delta_loss": DeltaLoss.EVALUATED,
-            "mask_ascent": False,
-            "divide_one": False,
-            "times_input": True,
-            "eps": 1e-6,
-        }
-        return cls(**released | changes)
+        released = cls(
+            id="isa-repo",
+            eta1=0.004,
+            eta2=0.004,
+            s=1.3,
+            objective=Kind.CE_ON_PROBS,
+            literal=True,
+            noise_std=0.05,
+            reg_lambda=0.01,
+            delta_loss=DeltaLoss.EVALUATED,
+            mask_ascent=False,
+            divide_one=False,
+            times_input=True,
+            eps=1e-6,
+        )
+        return replace(released, **changes)
 
     @classmethod
     def table1(cls, **changes: Any) -> ISA:
         """The released code with the parameters of the paper's table 1, and the tail that it drops."""
-        published: dict[str, Any] = {"id": "isa-table1", "eta1": 0.002, "eta2": 0.002, "s": 1.1, "drop_tail": True}
-        return cls.repo(**published | changes)
+        return replace(cls.repo(id="isa-table1", eta1=0.002, eta2=0.002, s=1.1, drop_tail=True), **changes)
 
     @property
     def walks(self) -> list[Walk]:

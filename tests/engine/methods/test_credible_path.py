@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxplain.engine.drive import GRADIENT, LOGITS, Usage, drive, run
-from onnxplain.engine.methods import Alphas, Constraint, CrediblePath, IntegratedGradients
+from onnxplain.engine.methods import Alphas, Baseline, Constraint, CrediblePath, IntegratedGradients
 from onnxplain.engine.methods.baselines import blurred
 from onnxplain.engine.methods.credible_path import Search
-from onnxplain.engine.requests import Kind, Validity
+from onnxplain.engine.requests import Head, Kind, Validity
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
 
@@ -217,6 +217,47 @@ def test_extreme_models_give_numbers(loss: Kind, scale: float) -> None:
         assert answer.diagnostics["converged"] == [True]
 
 
+@pytest.mark.parametrize("target", [1, 2, np.array([-1, 0.5, 0.5], np.float32)])
+def test_baselines_do_not_depend_on_what_is_explained(target: Any) -> None:
+    """`ce` too descends towards the class that is predicted for the image."""
+    assert toys.TOY_T.logits(toys.X).argmax() == 0
+    (same,), (expected,) = (search(golden(Kind.CE), toys.TOY_T, toys.X, t) for t in (target, 0))
+    assert (same.best == expected.best).all()
+    assert toys.explain(golden(Kind.CE), toys.TOY_T, toys.X, target).values.any()
+
+
+def test_labels_each_by_itself_are_kept() -> None:
+    """With a sigmoid head `ce` is the cross-entropy with the labels of the image: a label that it lacks stays away."""
+    loss = CrediblePath().loss(np.array([2.0, -1.0, 0.5]), Head.SIGMOID)
+    assert (loss.kind, loss.target.tolist()) == (Kind.SOFT_CE, [1, 0, 1])  # type: ignore[union-attr]
+    z = np.array([2.0, -1.0, 0.5])
+    p = 1 / (1 + np.exp(-z))
+    assert loss.value(z) == pytest.approx(-np.log(p[0]) - np.log(1 - p[1]) - np.log(p[2]))
+    assert CrediblePath().loss(np.array([-3.0]), Head.SIGMOID).target.tolist() == [0]  # type: ignore[union-attr]
+
+
+def test_a_given_baseline_is_not_searched() -> None:
+    """Algorithm 2 from the baseline of IG: one path of all steps, exactly from black."""
+    method = CrediblePath(baseline=Baseline.BLACK, validity=None, alphas=Alphas.MIDPOINT, steps=50)
+    (outcome,) = drive([method(toys.X, toys.task(toys.TOY_T))], toys.model_of(toys.TOY_T))
+    same = toys.explain(IntegratedGradients(steps=50), toys.TOY_T, toys.X)
+    assert outcome.unwrap().values == pytest.approx(same.values, abs=1e-15)
+    assert outcome.unwrap().diagnostics["converged"] == []
+    assert outcome.rows == {GRADIENT: 1 + 50, LOGITS: 0}
+    assert method.rows((6,)) == 51
+    # with black every x_i >= x'_i, so that `literal` keeps what is affine
+    affine = toys.explain(CrediblePath(baseline=Baseline.BLACK), toys.TOY_L, toys.X, 1)
+    assert affine.values == pytest.approx(toys.W[1] * toys.X, abs=1e-13)
+    assert toys.explain(CrediblePath(baseline=Baseline.BLACK), toys.TOY_T, np.zeros(6)).values.tolist() == [0] * 6
+
+
+def test_literal_with_the_image_as_its_own_baseline_says_that_it_kept_no_distance() -> None:
+    """Its logits are as near as can be: algorithm 1 as printed stops there, and A = 0."""
+    answer = toys.explain(CrediblePath(literal=True, starts=toys.X[None]), toys.TOY_T, toys.X)
+    assert not answer.values.any()
+    assert (answer.diagnostics["delta_kept"], answer.diagnostics["iterations"]) == ([False], [1])
+
+
 def test_alphas() -> None:
     def at(alphas: Alphas, seed: int = 0) -> toys.Array:
         return CrediblePath(alphas=alphas, steps=30).points(np.random.default_rng(seed))
@@ -289,6 +330,8 @@ def test_what_it_needs() -> None:
         ({"epsilon": -1.0}, "epsilon"),
         ({"baseline_objective": Kind.LOGIT}, "baseline_objective: expected one of ce, soft_ce, logit_l2"),
         ({"constraint": "projected"}, "constraint"),
+        ({"baseline": "black"}, "baseline: expected one of black, "),
+        ({"baseline": Baseline.BLACK, "starts": GREY}, "starts: expected none beside a baseline"),
         ({"validity": "path"}, "validity: expected one of literal, path, grad, sign_only"),
         ({"alphas": "uniform"}, "alphas"),
         ({"objective": Kind.CE}, "objective: expected one of logit, logprob, prob .* got 'ce'"),

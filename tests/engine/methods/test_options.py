@@ -25,8 +25,6 @@ from onnxplain.engine.methods import (
 from onnxplain.engine.requests import Kind, Validity
 from onnxplain.errors import UsageError
 
-KNOWN = ", ".join(sorted(METHODS))
-
 
 @pytest.mark.parametrize(
     ("id", "options", "expected"),
@@ -57,8 +55,8 @@ def test_from_options(id: str, options: dict[str, str], expected: Method | None)
 @pytest.mark.parametrize(
     ("id", "options", "message"),
     [
-        ("sailency", {}, "unknown method 'sailency'; did you mean saliency? known: " + KNOWN),
-        ("xyz", {}, "unknown method 'xyz'; known: " + KNOWN),
+        ("sailency", {}, f"unknown method 'sailency'; did you mean saliency? known: {', '.join(sorted(METHODS))}"),
+        ("xyz", {}, f"unknown method 'xyz'; known: {', '.join(sorted(METHODS))}"),
         (
             "ig",
             {"step": "3"},
