@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY
+from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY, without_layers
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.read import ModelLike
-from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, notes_of, properties
-from onnxplain.engine.drive import GRADIENT, LOGITS, Model, Outcome, Usage, drive, run
+from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
+from onnxplain.engine.drive import BIASES, GRADIENT, LAYERS, LOGITS, Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.protocol import Closing
 from onnxplain.engine.explanation import Explanation
@@ -43,6 +43,7 @@ def open(
     output: str | None = None,
     head: str | None = None,
     input_shape: Sequence[int] | None = None,
+    layers: str | Sequence[str] = "auto",
     gradient: bool = True,
     range: tuple[float, float] | None = None,
     threads: int = 0,
@@ -60,6 +61,7 @@ def open(
         output: the name of the logits, where the model has several float outputs.
         head: "softmax" or "sigmoid"; None: as the model ends, see `gradient_model`.
         input_shape: the sizes that a classifier leaves open, such as (3, 224, 224).
+        layers: for methods that look inside, as in `gradient_model`. They cost nothing until such a method asks.
         gradient: False opens the forward half only, for scoring heatmaps and for methods that ask no gradient; the
             model need not be differentiable then.
         range: the valid values of an input without preprocessing, for methods that work in pixel units.
@@ -73,7 +75,7 @@ def open(
     """
     if on != "cpu":
         raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
-    how: dict[str, Any] = {"head": head, "input_shape": input_shape, "gradient": gradient}
+    how: dict[str, Any] = {"head": head, "input_shape": input_shape, "layers": layers, "gradient": gradient}
     made = halves(model, preprocess, output, **how, on_unsupported=on_unsupported)
     return Explainer(made, batch_size=batch_size, range=range, threads=threads)
 
@@ -116,6 +118,7 @@ class Explainer(Closing):
         self.threads = threads
         self._halves = model
         self._opened: list[OnnxRuntimeExecutor] = []
+        self._found: list[dict[str, Any]] = []  # of the layers, once they are there
         self._closed = False
         self._logits = self._start(model.logits)
         self.forward = Model({LOGITS: lambda: self._logits}, batch_size=batch_size, head=self.head)
@@ -129,14 +132,40 @@ class Explainer(Closing):
 
     @cached_property
     def model(self) -> Model:
-        """The model with its gradient, whose session is started when it is first needed."""
-        start = {LOGITS: lambda: self._logits, GRADIENT: self._gradient}
+        """The model with its gradient, and with what methods ask of its inside; each starts when it is first needed."""
+        start = {
+            LOGITS: lambda: self._logits,
+            GRADIENT: self._start_gradient,
+            LAYERS: self._start_layers,
+            BIASES: self._start_biases,
+        }
         return Model(start, batch_size=self.batch_size, head=self.head)
 
-    def _gradient(self) -> OnnxRuntimeExecutor:
+    def _start_gradient(self) -> OnnxRuntimeExecutor:
         if self._halves.gradient is None:
             raise UsageError("opened forward only: there are no gradients; next: open it with gradient=True")
-        return self._start(self._halves.gradient)
+        return self._start(without_layers(self._halves.gradient))
+
+    def _start_layers(self) -> OnnxRuntimeExecutor:
+        if self._halves.layers is None:
+            raise UsageError("opened forward only: there are no inner layers; next: open it with gradient=True")
+        made = self._halves.layers()
+        self._found = layers_of(properties(made))
+        return self._start(made)
+
+    def _start_biases(self) -> OnnxRuntimeExecutor:
+        if self._halves.biases is None:
+            raise UsageError("opened forward only: there are no bias-gradients; next: open it with gradient=True")
+        return self._start(self._halves.biases())
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """The inner layers that methods look at: name, operator, channels, grid. Makes their gradient model if need be.
+
+        Raises `UsageError` if there are none: see `open`.
+        """
+        self.model.executor(LAYERS)
+        return self._found
 
     @property
     def channel_axis(self) -> int:
@@ -248,6 +277,9 @@ class Explainer(Closing):
         values = attribution.values.astype(np.float32)
         if not np.isfinite(values).all():
             raise NonFinite(f"method {method.id}: its attribution holds NaN or Inf; next: try another objective")
+        origin = self.provenance | {"seed": seed}
+        if (layer := getattr(method, "layer", None)) is not None:
+            origin["layer"] = self.layers[layer]["name"]
         return Explanation(
             attribution=values,
             target=target,
@@ -256,7 +288,7 @@ class Explainer(Closing):
             method=method.id,
             params=to_dict(method),
             diagnostics=attribution.diagnostics,
-            provenance=self.provenance | {"seed": seed},
+            provenance=origin,
             channel_axis=self.channel_axis,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx
 import torch
@@ -316,6 +316,34 @@ def settle(net: nn.Module, x: Tensor) -> nn.Module:
     with torch.no_grad():
         net.train()(x)
     return net.eval()
+
+
+def recorded(net: nn.Module, parts: Iterable[nn.Module], x: Tensor, value) -> list[tuple[nn.Module, Tensor]]:
+    """Modules with what they gave at x, in the order in which they were called; `.grad` is that of value(logits)."""
+    found = []
+
+    def keep(part: nn.Module, _: object, out: Tensor) -> None:
+        out.retain_grad()
+        found.append((part, out))
+
+    hooks = [part.register_forward_hook(keep) for part in parts]
+    value(net(x)).backward()
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def bias_of(part: nn.Module) -> Tensor | None:
+    """The bias of a layer (C, 1, 1), that of a batch normalisation as y = s x + b; None without one."""
+    bias = part.bias
+    if isinstance(part, nn.BatchNorm2d):
+        bias = bias - part.weight * part.running_mean / (part.running_var + part.eps).sqrt()
+    return None if bias is None else bias.reshape(-1, 1, 1)
+
+
+def biased(net: nn.Module) -> list[nn.Module]:
+    """The layers of a net that lie on the picture and have a bias."""
+    return [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d) and bias_of(m) is not None]
 
 
 def to_onnx(net: nn.Module, shape: Sequence[int], *, dynamo: bool = False, dtype=torch.float64) -> onnx.ModelProto:

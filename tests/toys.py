@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.engine.drive import GRADIENT, LOGITS, Model, run
+from onnxplain.engine.drive import BIASES, GRADIENT, LAYERS, LOGITS, Model, run
 from onnxplain.engine.executors.function import FunctionExecutor
-from onnxplain.engine.executors.protocol import TensorSpec
+from onnxplain.engine.executors.protocol import Executor, TensorSpec
 from onnxplain.engine.methods import Method, Task
 from onnxplain.engine.requests import Attribution
 from onnxplain.engine.space import Space
@@ -30,12 +31,34 @@ B = np.array([0.1, -0.2, 0.05])
 
 @dataclass(frozen=True)
 class Toy:
-    """Logits z(x) of one image, and J(x)^T v: the gradient of <v, z> at x."""
+    """Logits z(x) of one image, and J(x)^T v: the gradient of <v, z> at x.
+
+    `layer(x, v)` is an inner layer A and the gradient of <v, z> with respect to it, both (C,h,w): without one, the
+    image itself. `biases(x, v)` are the bias-gradients (C,h,w) and what else <v, z> has beside the gradient times x:
+    without them, all of that together.
+    """
 
     logits: Callable[[Array], Array]
     pull_back: Callable[[Array, Array], Array]
     shape: tuple[int, ...] = (6,)
     classes: int = 3
+    layer: Callable[[Array, Array], tuple[Array, Array]] | None = None
+    biases: Callable[[Array, Array], tuple[list[Array], Any]] | None = None
+
+    def inside(self, x: Array, v: Array) -> tuple[Array, Array]:
+        if self.layer is not None:
+            return self.layer(x, v)
+        return channels_first(x), channels_first(self.pull_back(x, v))
+
+    def beside(self, x: Array, v: Array) -> tuple[list[Array], Any]:
+        if self.biases is not None:
+            return self.biases(x, v)
+        return [], v @ self.logits(x) - (x * self.pull_back(x, v)).sum()
+
+
+def channels_first(x: Array) -> Array:
+    """A picture (C,H,W) or (H,W,C), or a vector, as (C,H,W)."""
+    return x.reshape(1, 1, -1) if x.ndim == 1 else x if x.shape[0] <= x.shape[-1] else np.moveaxis(x, -1, 0)
 
 
 def affine(weights: Array, bias: Array | float = 0.0, shape: tuple[int, ...] | None = None) -> Toy:
@@ -53,7 +76,19 @@ def tanh_net(inner: Array, bias: Array, outer: Array, shape: tuple[int, ...] | N
         h = np.tanh(inner @ x.reshape(-1) + bias)
         return np.reshape(inner.T @ ((1 - h * h) * (outer.T @ v)), x.shape)
 
-    return Toy(lambda x: outer @ np.tanh(inner @ x.reshape(-1) + bias), pull_back, shape or inner.shape[1:], len(outer))
+    def layer(x: Array, v: Array) -> tuple[Array, Array]:
+        """The hidden units, as channels of four places if they are so many."""
+        grid = (-1, 2, 2) if len(bias) % 4 == 0 else (-1, 1, 1)
+        return np.tanh(inner @ x.reshape(-1) + bias).reshape(grid), (outer.T @ v).reshape(grid)
+
+    def biases(x: Array, v: Array) -> tuple[list[Array], Any]:
+        """dF/da * b of the units' arguments a, and the implicit bias of tanh."""
+        h, g = layer(x, v)
+        a, slope = (inner @ x.reshape(-1) + bias).reshape(h.shape), 1 - h * h
+        return [g * slope * bias.reshape(h.shape), g * (h - slope * a)], 0.0
+
+    logits = lambda x: outer @ np.tanh(inner @ x.reshape(-1) + bias)  # noqa: E731
+    return Toy(logits, pull_back, shape or inner.shape[1:], len(outer), layer, biases)
 
 
 def relu_net(seed: int, size: int = 6, classes: int = 3) -> Toy:
@@ -151,14 +186,42 @@ def executors(toy: Toy, dtype: Any = np.float64) -> tuple[FunctionExecutor, Func
     return FunctionExecutor(forward, inputs, logits), FunctionExecutor(backward, inputs | extra, logits | grown)
 
 
+def looking_inside(toy: Toy, dtype: Any = np.float64) -> dict[str, FunctionExecutor]:
+    """The gradient models of a toy with its inner layer, and with its bias-gradients, by role."""
+    _, backward = executors(toy, dtype)
+
+    def cotangents(feeds: Mapping[str, Array]) -> list[tuple[Array, Array]]:
+        """Each image, and that of its logits."""
+        rows = zip(feeds["x"], feeds["onnxplain_objective"].tolist(), feeds["onnxplain_target"], strict=True)
+        return [(x, objective(code, toy.logits(x), t.astype(np.float64))[1]) for x, code, t in rows]
+
+    def layers(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        a, g = zip(*(toy.inside(x, v) for x, v in cotangents(feeds)), strict=True)
+        more = {"activation_0": np.stack(a).astype(dtype), "activation_gradient_0": np.stack(g).astype(dtype)}
+        return {**backward(feeds), **more}
+
+    def biases(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        parts = [toy.beside(x, v) for x, v in cotangents(feeds)]
+        maps = [np.stack(layer).astype(dtype) for layer in zip(*(maps for maps, _ in parts), strict=True)]
+        sums = [sum(float(layer.sum()) for layer in maps) + rest for maps, rest in parts]
+        more = {f"bias_gradient_{i}": layer for i, layer in enumerate(maps)}
+        return {**backward(feeds), **more, "bias_sum": np.array(sums, dtype)}
+
+    return {
+        LAYERS: FunctionExecutor(layers, backward.inputs, backward.outputs),
+        BIASES: FunctionExecutor(biases, backward.inputs, backward.outputs),
+    }
+
+
 def model_of(toy: Toy, dtype: Any = np.float64, batch_size: int = 8) -> Model:
     """A toy as the driver takes it."""
-    return joined(*executors(toy, dtype), batch_size=batch_size)
+    return joined(*executors(toy, dtype), batch_size=batch_size, **looking_inside(toy, dtype))
 
 
-def joined(forward: FunctionExecutor, backward: FunctionExecutor, batch_size: int = 8) -> Model:
-    """A classifier and its gradient model as the driver takes them."""
-    return Model({LOGITS: lambda: forward, GRADIENT: lambda: backward}, batch_size=batch_size)
+def joined(forward: Executor, backward: Executor, batch_size: int = 8, **more: Executor) -> Model:
+    """A classifier and its gradient models as the driver takes them."""
+    made = {LOGITS: forward, GRADIENT: backward, **more}
+    return Model({role: partial(made.get, role) for role in made}, batch_size=batch_size)  # type: ignore[misc]
 
 
 def explain(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from onnxplain.adapters.gradient.differentiate import OnUnsupported
 from onnxplain.adapters.gradient.read import read
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.adapters.gradient.write import WrittenModel, staged, write_model, written
-from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, notes_of, specification
+from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, layers_of, notes_of, specification
 from onnxplain.adapters.verify import verified, verify_gradient
 from onnxplain.engine.atomic import refuse_existing, writable_file
 from onnxplain.engine.verify import Verification
@@ -32,6 +33,7 @@ class Exported:
     verification: Verification | None
     head: str  # softmax or sigmoid
     notes: list[str]  # what was cut off or passed over
+    layers: list[dict[str, Any]]  # the inner layers: name, operator, channels, grid
 
 
 def write_gradient_model(
@@ -42,6 +44,8 @@ def write_gradient_model(
     output: str | None = None,
     head: str | None = None,
     input_shape: Sequence[int] | None = None,
+    layers: str | Sequence[str] = (),
+    bias_gradients: bool = False,
     classifier: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     verify: bool = True,
@@ -52,8 +56,9 @@ def write_gradient_model(
 
     The latter is the source as it is, with its preprocessing in the metadata and, up to 2 GB, its weights inside.
     Folders are made if need be. With `verify` the gradient model must give the logits of the source, and its gradient
-    must not be found wrong, before anything is written; see the function `verify`. `rules` and `on_unsupported` are
-    those of `differentiate`. Beyond 2 GB the weights go to a file beside `out`, `<out>.data`.
+    must not be found wrong, before anything is written; see the function `verify`. `layers` and
+    `bias_gradients` are those of `gradient_model`, `rules` and `on_unsupported` those of `differentiate`. Beyond 2 GB
+    the weights go to a file beside `out`, `<out>.data`.
 
     Raises:
         ModelError: the source cannot be read, is no classifier, or cannot be differentiated.
@@ -78,6 +83,8 @@ def write_gradient_model(
         output=output,
         head=head,
         input_shape=input_shape,
+        layers=layers,
+        bias_gradients=bias_gradients,
         rules=rules,
         on_unsupported=on_unsupported,
     )
@@ -98,7 +105,7 @@ def write_gradient_model(
     if classifier is not None:
         files.append(write_model(plain_classifier(ours, made), targets[1], overwrite=overwrite))
     meta = made.metadata_props
-    return Exported(files, difference, verification, meta[HEAD_KEY], notes_of(meta))
+    return Exported(files, difference, verification, meta[HEAD_KEY], notes_of(meta), layers_of(meta))
 
 
 def plain_classifier(ours: ir.Model, gradient: ir.Model) -> ir.Model:

@@ -12,22 +12,27 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxplain.adapters.gradient.classifier import (
+    BIASES_KEY,
     HEAD_KEY,
     LAYOUT_KEY,
+    OUTPUTS,
     gradient_model,
     logits_model,
     source_sha256,
 )
 from onnxplain.adapters.gradient.differentiate import stopped_at
+from onnxplain.adapters.gradient.layers import Layers
 from onnxplain.adapters.gradient.portability import TABLES, Note, Runtime, notes
 from onnxplain.adapters.gradient.read import files_of, read
 from onnxplain.adapters.gradient.sweep import kind
 from onnxplain.adapters.onnx_file import (
     AUTO,
     gradient_model_problem,
+    layers_of,
     notes_of,
     objectives_of,
 )
+from onnxplain.engine.drive import OBJECTIVE, TARGET
 from onnxplain.errors import (
     Gap,
     NotDifferentiable,
@@ -70,6 +75,8 @@ class Inspection:
     gradient_model: dict[str, Any] | None  # space, objectives, source, version and stops, if it is a gradient model
     head: str | None  # softmax or sigmoid
     layout: str | None  # NCHW or NHWC
+    layer: dict[str, Any] | None  # the inner layer that class activation maps take where none is named
+    layers: list[dict[str, Any]]  # all that they could take: name, node, operator, channels, grid
     notes: list[str]  # what is cut off or passed over, and what becomes of the input, in the gradient model
     runtimes: dict[Runtime, list[Note]]  # what each would not run, in either half; empty if neither could be made
     problems: list[str]
@@ -120,6 +127,7 @@ def inspect(
         except OnnxplainError as error:
             problems.append(str(error))
     found = {} if made is None else made.metadata_props
+    layer, layers = (None, []) if made is None or problems else layers_in(made)
     return Inspection(
         model=str(path),
         sha256=source_sha256(path),
@@ -137,10 +145,24 @@ def inspect(
         gradient_model=gradient_facts(meta) if is_gradient else None,
         head=found.get(HEAD_KEY),
         layout=found.get(LAYOUT_KEY),
+        layer=layer,
+        layers=layers,
         notes=notes_of(found),
         runtimes={} if made is None else {runtime: notes(made, runtime, "logits") for runtime in TABLES},
         problems=problems,
     )
+
+
+def layers_in(made: ir.Model) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """The usual choice among the inner layers of a gradient model, or of its forward half, and all of them."""
+    x = next(v for v in made.graph.inputs if v.name not in (TARGET, OBJECTIVE))
+    z = next(v for v in made.graph.outputs if v.name == OUTPUTS[0])
+    layers = Layers(made.graph, x, z, last=made.metadata_props.get(LAYOUT_KEY) == "NHWC")
+    try:
+        chosen = layers.automatic().facts
+    except UsageError:
+        chosen = None
+    return chosen, [layer.facts for layer in layers.all()]
 
 
 def tensor(value: ir.Value) -> Tensor:
@@ -155,4 +177,6 @@ def gradient_facts(meta: dict[str, str]) -> dict[str, Any]:
         "source_sha256": meta.get("onnxplain.source_sha256"),
         "version": meta.get("onnxplain.version"),
         "stopped": by_operator(stopped_at(meta)),
+        "layers": [layer.get("name") for layer in layers_of(meta)],
+        "bias_gradients": BIASES_KEY in meta,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -14,10 +14,13 @@ import onnx
 import onnx_ir as ir
 
 from onnxplain.adapters.gradient.classifier import (
+    BIASES_KEY,
     HEAD_KEY,
+    LAYERS_KEY,
     NOTES_KEY,
     OBJECTIVES,
     OUTPUTS,
+    SOURCE_KEY,
     forward_model,
     gradient_model,
     logits_model,
@@ -25,7 +28,7 @@ from onnxplain.adapters.gradient.classifier import (
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, stopped_at
 from onnxplain.adapters.gradient.read import ModelLike, read, refusing
 from onnxplain.adapters.gradient.sweep import FLOATS
-from onnxplain.engine.drive import OBJECTIVE, TARGET
+from onnxplain.engine.drive import ACTIVATION, ACTIVATION_GRADIENT, BIAS_SUM, OBJECTIVE, TARGET
 from onnxplain.engine.requests import Head
 from onnxplain.errors import (
     InvalidModel,
@@ -43,12 +46,15 @@ AUTO: Literal["auto"] = "auto"
 class Halves:
     """What runs of a classifier: `logits`, forward only, and the gradient model, None where it is not wanted.
 
-    `folder` is where weights lie that are not in the graphs themselves.
+    `layers` and `biases` make the gradient models with inner layers and with the bias-gradients of all layers, which
+    few methods ask for. `folder` is where weights lie that are not in the graphs themselves.
     """
 
     logits: onnx.ModelProto
     gradient: onnx.ModelProto | None
     folder: Path | None = None
+    layers: Callable[[], onnx.ModelProto] | None = None
+    biases: Callable[[], onnx.ModelProto] | None = None
 
 
 def halves(
@@ -58,12 +64,13 @@ def halves(
     *,
     head: str | None = None,
     input_shape: Sequence[int] | None = None,
+    layers: str | Sequence[str] = AUTO,
     gradient: bool = True,
     on_unsupported: OnUnsupported = "error",
 ) -> Halves:
     """The halves of whatever was given, a classifier or a gradient model; without `gradient` the forward one only.
 
-    `on_unsupported` is that of `differentiate`.
+    `layers` are those of `gradient_model`; `on_unsupported` is that of `differentiate`.
 
     Raises:
         ModelError: the model cannot be read, is neither, or cannot be differentiated.
@@ -76,9 +83,11 @@ def halves(
     if is_gradient:
         if problem := gradient_model_problem(ours):
             raise InvalidModel(problem)
-        if isinstance(preprocess, PreprocessSpec) or any(v is not None for v in (output, head, input_shape)):
+        given_too = (output, head, input_shape, None if layers in (AUTO, [AUTO], (AUTO,)) else layers)
+        if isinstance(preprocess, PreprocessSpec) or any(v is not None for v in given_too):
             raise UsageError(
-                "a gradient model has its preprocessing, output, head and input shape built in; next: leave them out"
+                "a gradient model has its preprocessing, output, head, input shape and layers built in; next: leave "
+                "them out, or export the classifier again"
             )
         if preprocess is None and PREPROCESS_KEY in ours.metadata_props:
             raise UsageError(
@@ -91,13 +100,50 @@ def halves(
             warnings.warn(PartialGradientWarning(stopped), stacklevel=2)
         with refusing("the model"):
             own = as_message(ours) if path is None else ir.to_proto(ours)
-        return Halves(forward_model(own), own if gradient else None, None if path is None else path.parent)
+        folder = None if path is None else path.parent
+        return with_roles(own, folder) if gradient else Halves(forward_model(own), None, folder)
     spec = specification(ours, path, preprocess)
     how: dict[str, Any] = {"preprocess": spec, "output": output, "head": head, "input_shape": input_shape}
     if not gradient:
         return Halves(logits_model(model, **how), None)
-    made = gradient_model(model, **how, on_unsupported=on_unsupported)
-    return Halves(forward_model(made), made)
+    how |= {"on_unsupported": on_unsupported}
+    made = gradient_model(model, **how)
+
+    def again(**inside: Any) -> onnx.ModelProto:
+        """The gradient model with more outputs, of what must be the same classifier still."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PartialGradientWarning)  # it has been said
+            more = gradient_model(model, **how, **inside)
+        if properties(more)[SOURCE_KEY] != properties(made)[SOURCE_KEY]:
+            raise InvalidModel("the model has changed since it was opened; next: open it again")
+        return more
+
+    return Halves(
+        forward_model(made), made, layers=lambda: again(layers=layers), biases=lambda: again(bias_gradients=True)
+    )
+
+
+def with_roles(made: onnx.ModelProto, folder: Path | None) -> Halves:
+    """The halves of a gradient model that was exported, whose layers are those that it was exported with."""
+
+    def having(key: str, what: str, option: str) -> Callable[[], onnx.ModelProto]:
+        def give() -> onnx.ModelProto:
+            if key not in properties(made):
+                raise UsageError(
+                    f"the gradient model was exported without {what}; next: export it again with {option}, or give "
+                    "the classifier"
+                )
+            return made
+
+        return give
+
+    return Halves(
+        forward_model(made),
+        made,
+        folder,
+        layers=having(LAYERS_KEY, "inner layers", "--layer auto"),
+        biases=having(BIASES_KEY, "bias-gradients", "--bias-gradients"),
+    )
 
 
 def specification(ours: ir.Model, path: Path | None, preprocess: Preprocess) -> PreprocessSpec | None:
@@ -123,8 +169,8 @@ def gradient_model_problem(model: ir.Model) -> str | None:
     outputs = {v.name: v for v in model.graph.outputs}
     missing = [
         *(f"the input {name}" for name in (TARGET, OBJECTIVE) if name not in inputs),
-        *(f"the output {name}" for name in OUTPUTS if name not in outputs),
-        *(f"{key} in its metadata" for key in ("onnxplain.space", "onnxplain.source_sha256") if key not in meta),
+        *(f"the output {name}" for name in (*OUTPUTS, *inner_outputs(meta)) if name not in outputs),
+        *(f"{key} in its metadata" for key in ("onnxplain.space", SOURCE_KEY) if key not in meta),
     ]
     images = [v for name, v in inputs.items() if name not in (TARGET, OBJECTIVE)]
     if missing:
@@ -146,6 +192,12 @@ def gradient_model_problem(model: ir.Model) -> str | None:
     return f"the model says that it is a gradient model, but {problem}; next: export the classifier again"
 
 
+def inner_outputs(meta: Mapping[str, str]) -> list[str]:
+    """The outputs of inner layers that a gradient model has, by its metadata."""
+    names = [name.format(at) for at in range(len(layers_of(meta))) for name in (ACTIVATION, ACTIVATION_GRADIENT)]
+    return [*names, BIAS_SUM] if BIASES_KEY in meta else names
+
+
 def fixed(value: ir.Value, least: int, most: int = 99) -> bool:
     """Whether a value has `least` to `most` axes, all of a fixed length but for the batch."""
     shape = value.shape
@@ -158,6 +210,15 @@ def objectives_of(meta: dict[str, str]) -> Any:
         return json.loads(meta.get("onnxplain.objectives", "{}"))
     except (ValueError, RecursionError):
         return None
+
+
+def layers_of(meta: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What the metadata of a gradient model say of its layers; nothing if that is not in our form."""
+    try:
+        layers = json.loads(meta.get(LAYERS_KEY, "[]"))
+    except (ValueError, RecursionError):
+        return []
+    return layers if isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers) else []
 
 
 def notes_of(meta: Mapping[str, str]) -> list[str]:

@@ -46,6 +46,7 @@ COLUMNS = {
     help="Photos that eg compares with; of more than 100, 100 are drawn. Photos that are explained may be among them.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random numbers.")
+@options.layers
 @options.reduce
 @options.on_unsupported
 @options.opening
@@ -53,7 +54,8 @@ COLUMNS = {
 @options.format("text", "json", "jsonl", "csv")
 def command(
     model: Path, images: tuple[Path, ...], output: Path, ids: tuple[str, ...], settings: tuple[str, ...],
-    target: int | None, background: Path | None, seed: int, reduce: str, opening: Mapping[str, Any],
+    target: int | None, background: Path | None, seed: int, layers: tuple[str, ...], reduce: str,
+    opening: Mapping[str, Any],
     on_unsupported: OnUnsupported, overwrite: bool, form: str,
 ) -> int:  # fmt: skip
     """Explain photos: a heatmap file (.npz) and an overlay picture (.png) for each photo and method.
@@ -64,6 +66,7 @@ def command(
     Example:
       onnxplain explain model.onnx photo.jpg --method isa -o out
       onnxplain explain model.onnx photos/ --method isa --method ig --set ig.steps=100 -o out --format csv
+      onnxplain explain model.onnx photo.jpg --method grad-cam --layer auto -o out
       onnxplain explain model.onnx photos/ --method eg --background photos/ -o out
     """
     from onnxplain.engine.atomic import writable_folder
@@ -79,7 +82,8 @@ def command(
     results = list(plan_results(photos, ids, output, overwrite=overwrite).values())
     with options.warnings_said():
         gradient = not all(map(forward_only, methods))
-        opened = open(model, **opening, gradient=gradient, on_unsupported=on_unsupported)
+        inside = layers or "auto"
+        opened = open(model, **opening, layers=inside, gradient=gradient, on_unsupported=on_unsupported)
     with opened as explainer:
         for note in explainer.notes:
             terminal().say(note, 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from onnxplain.cli import options
-from onnxplain.cli.tables import as_json
+from onnxplain.cli.tables import as_json, described
 from onnxplain.cli.terminal import result, terminal
 from onnxplain.cli.verify import logits, summary
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @options.output_name
 @options.head
 @options.input_shape
+@options.layers
+@click.option("--bias-gradients", is_flag=True, help="Add the bias-gradients of all layers, which fullgrad needs.")
 @click.option(
     "--verify/--no-verify",
     default=True,
@@ -44,6 +46,8 @@ def command(
     output_name: str | None,
     head: str | None,
     input_shape: tuple[int, ...] | None,
+    layers: tuple[str, ...],
+    bias_gradients: bool,
     verify: bool,
     on_unsupported: OnUnsupported,
     overwrite: bool,
@@ -68,6 +72,8 @@ def command(
             output=output_name,
             head=head,
             input_shape=input_shape,
+            layers=layers,
+            bias_gradients=bias_gradients,
             classifier=classifier,
             overwrite=overwrite,
             verify=verify,
@@ -79,6 +85,8 @@ def command(
     elif not found.passed:
         for line in summary(found):
             terminal().say(f"warning: the gradient is not verified: {line}", -1)
+    for layer in done.layers:
+        terminal().say(f"layer: {described(layer)}")
     if form == "json":
         result(as_json(asdict(done)))
         return

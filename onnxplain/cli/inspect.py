@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxplain.cli import options
-from onnxplain.cli.tables import as_json
+from onnxplain.cli.tables import as_json, described
 from onnxplain.cli.terminal import result
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def text(found: Inspection) -> str:
         lines.append(("head", found.head))
     if found.layout is not None:
         lines.append(("layout", found.layout))
+    if found.layer is not None:
+        lines.append(("layer", f"{described(found.layer)}, chosen of {len(found.layers)}"))
     lines += [("note", note) for note in found.notes]
     for runtime, left in found.runtimes.items():
         lines += [(f"{runtime} {note.half}", remark(note)) for note in left]

@@ -18,9 +18,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Spelt out, since asking the engine would import it; a test holds them against it.
 METHODS = (
-    "isa, isa-repo, isa-table1, credible, ig, ig-average, ig-gaussian, eg, gig, gig-isa, fig, fig-isa, blur-ig, "
-    "saliency, saliency-isa, smoothgrad, smoothgrad-squared, vargrad, smoothgrad-pair, smoothgrad-captum, gradient-x-input, "
-    "rise, rise-repo, occlusion, lime, lime-repo, kernel-shap"
+    "isa, isa-repo, isa-table1, credible, agi, agi-repo, big, big-reference, big-isa, ig, ig-average, "
+    "ig-gaussian, eg, gig, gig-isa, fig, fig-isa, blur-ig, saliency, saliency-isa, smoothgrad, "
+    "smoothgrad-squared, vargrad, smoothgrad-pair, smoothgrad-captum, gradient-x-input, rise, rise-repo, "
+    "occlusion, lime, lime-repo, kernel-shap, grad-cam, layer-cam, hires-cam, score-cam, score-cam-repo, "
+    "fullgrad, fullgrad-repo"
 )
 PROTOCOLS = "rise, agi_isa, agi_isa-union"
 REDUCTIONS = ("sum", "abs_sum", "max_abs")
@@ -97,6 +99,13 @@ input_shape = click.option(
     metavar="C,H,W",
     callback=sizes,
     help="The sizes of an image that the model leaves open and no preprocessing says; H,W,C for channels last.",
+)
+layers = click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="NAME|auto",
+    help="An inner value, or the node that makes it, that methods such as grad-cam look at; may be repeated.",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace results that are there already.")
 on_unsupported = click.option(

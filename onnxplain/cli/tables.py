@@ -25,6 +25,13 @@ def as_json(document: Mapping[str, Any], indent: int | None = 2) -> str:
     return json.dumps({"schema_version": SCHEMA_VERSION} | plain(document), indent=indent, allow_nan=False)
 
 
+def described(layer: Mapping[str, Any]) -> str:
+    """An inner layer in a line."""
+    height, width = layer["grid"]
+    prefix = f", {layer['prefix_tokens']} tokens before it" * bool(layer["prefix_tokens"])
+    return f"{layer['name']} ({layer['operator']}, {layer['channels']} channels of {height} x {width}{prefix})"
+
+
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """CSV with a header; columns are those of the first row, and a list is left out."""
     out = io.StringIO()

@@ -9,6 +9,7 @@ loops of many images keep the batches full, and no program knows of any other.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,18 +22,41 @@ from numpy.typing import NDArray
 
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.protocol import Executor, TensorSpec
-from onnxplain.engine.requests import Gradients, Head, Line, Logits, PathSum, Points, Program, Request, Validity
+from onnxplain.engine.requests import (
+    Activations,
+    Biases,
+    BiasGradients,
+    Gradients,
+    Head,
+    LayerGradients,
+    Line,
+    Logits,
+    PathSum,
+    Points,
+    Program,
+    Request,
+    Validity,
+)
 from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, UsageError
 
 Array: TypeAlias = NDArray[Any]
 Result = TypeVar("Result")
 
-# The roles: the classifier, its gradient model, that with inner layers, and the multipliers against a reference.
-ROLES = LOGITS, GRADIENT, LAYERS, MULTIPLIERS = "logits", "gradient", "layers", "multipliers"
-FINITE = {LOGITS: ("logits",), GRADIENT: ("logits", "gradient")}  # the outputs that may hold no NaN and no Inf
-NEEDED = {GRADIENT: "a gradient is", LAYERS: "inner layers are", MULTIPLIERS: "a reference is"}
+# The roles: the classifier, its gradient model, that with inner layers, that with the bias-gradients of all layers, and
+# the multipliers against a reference.
+ROLES = LOGITS, GRADIENT, LAYERS, BIASES, MULTIPLIERS = "logits", "gradient", "layers", "biases", "multipliers"
+# The outputs that may hold no NaN and no Inf; where nothing is said, none of them may.
+FINITE = {LOGITS: ("logits",), GRADIENT: ("logits", "gradient")}
+NEEDED = {
+    GRADIENT: "a gradient is",
+    LAYERS: "inner layers are",
+    BIASES: "bias-gradients are",
+    MULTIPLIERS: "a reference is",
+}
 PATIENCE = 4  # batches: a few rows of one role are not kept waiting for ever by the many of another
 TARGET, OBJECTIVE = "onnxplain_target", "onnxplain_objective"  # the extra inputs of a gradient model
+ACTIVATION, ACTIVATION_GRADIENT = "activation_{}", "activation_gradient_{}"  # and its extra outputs, of layer i,
+BIAS_GRADIENT, BIAS_SUM = "bias_gradient_{}", "bias_sum"  # and of biases
 
 
 @dataclass
@@ -103,7 +127,7 @@ class Model:
         """Outputs for the first `count` rows of the buffers."""
         executor = self.executor(role)
         feeds = {self.input: self.x[:count]}
-        if role == GRADIENT:
+        if role in (GRADIENT, LAYERS, BIASES):
             feeds |= {TARGET: self.target[:count], OBJECTIVE: self.code[:count]}
         return executor(feeds)
 
@@ -154,7 +178,7 @@ class LogitsWork:
 class PointsWork:
     """`Points` under way."""
 
-    role = GRADIENT
+    role: str = GRADIENT
 
     def __init__(self, request: Points, model: Model) -> None:
         self.request = request
@@ -181,6 +205,33 @@ class PointsWork:
 
     def answer(self) -> Gradients:
         return self.result
+
+
+class LayersWork(PointsWork):
+    """`Activations` or `Biases` under way: `Points`, and whole outputs of the model beside."""
+
+    def __init__(self, request: Activations | Biases, model: Model) -> None:
+        super().__init__(Points(request.x, request.objective), model)
+        self.role = LAYERS if isinstance(request, Activations) else BIASES
+        self.found: dict[str, Array] = {}
+
+    def read(self, row: int, at: int, outputs: Mapping[str, Array]) -> None:
+        super().read(row, at, outputs)
+        for name in outputs.keys() - {"logits", "value", "gradient"}:
+            if name not in self.found:
+                self.found[name] = np.empty((self.count, *outputs[name].shape[1:]), outputs[name].dtype)
+            self.found[name][row] = outputs[name][at]
+
+    def all(self, name: str) -> tuple[Array, ...]:
+        """The outputs that are called so, with 0, 1, 2, ..."""
+        numbers = itertools.takewhile(lambda i: name.format(i) in self.found, itertools.count())
+        return tuple(self.found[name.format(i)] for i in numbers)
+
+    def answer(self) -> Any:
+        common = (self.result.logits, self.result.value, self.result.gradient)
+        if self.role == LAYERS:
+            return LayerGradients(*common, self.all(ACTIVATION), self.all(ACTIVATION_GRADIENT))
+        return BiasGradients(*common, self.all(BIAS_GRADIENT), self.found[BIAS_SUM])
 
 
 class LineWork:
@@ -237,7 +288,7 @@ def is_valid(line: Line, i: int, j: int, gradient: Array) -> Array:
     return np.asarray(same_sign & (np.abs(ours) > np.abs(theirs)))
 
 
-Work: TypeAlias = LogitsWork | PointsWork | LineWork
+Work: TypeAlias = LogitsWork | PointsWork | LayersWork | LineWork
 
 
 def begin(request: Request, model: Model) -> Work:
@@ -250,6 +301,8 @@ def begin(request: Request, model: Model) -> Work:
             work = PointsWork(request, model)
         case Line():
             work = LineWork(request, model)
+        case Activations() | Biases():
+            work = LayersWork(request, model)
     if not isinstance(request, Logits) and request.objective.head is not model.head:
         raise UsageError(
             f"an objective of a {request.objective.head} head was asked for, but the model's is {model.head}; "
@@ -339,14 +392,14 @@ def drive(
             usage.runtime_seconds += time.perf_counter() - started
             usage.calls[role] += 1
             usage.rows[role] += len(batch)
-            finite = np.logical_and.reduce([rows_finite(outputs[name]) for name in FINITE[role]])
+            finite = np.logical_and.reduce([rows_finite(outputs[name]) for name in FINITE.get(role, outputs)])
             for at, (job, row) in enumerate(batch):
                 if job.index in failed:
                     continue
                 assert job.work is not None
                 if not finite[at]:
                     failed.add(job.index)
-                    ended.append(fail(job, non_finite(job.asked, outputs["logits"][at])))
+                    ended.append(fail(job, non_finite(job.asked, {name: y[at] for name, y in outputs.items()})))
                     continue
                 job.work.read(row, at, outputs)
                 job.waiting -= 1
@@ -390,8 +443,9 @@ def rows_finite(x: Array) -> Array:
     return np.asarray(np.isfinite(x).reshape(len(x), -1).all(axis=-1))
 
 
-def non_finite(step: int, logits: Array) -> NonFinite:
-    what = "gradient" if np.isfinite(logits).all() else "logits"
+def non_finite(step: int, outputs: Mapping[str, Array]) -> NonFinite:
+    spoilt = {name for name, y in outputs.items() if not np.isfinite(y).all()}
+    what = next((name for name in ("logits", "gradient") if name in spoilt), "inner layers")
     return NonFinite(
         f"the model gave NaN or Inf in its {what} at request {step} of the method; "
         "next: check the image and the model's weights, or use another objective"

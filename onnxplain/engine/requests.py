@@ -161,6 +161,22 @@ class Line:
 
 
 @dataclass(frozen=True, eq=False)
+class Activations:
+    """Inner layers and gradients with respect to them, at points `x` (n, ...). Answer: `LayerGradients`."""
+
+    x: Array
+    objective: Objective
+
+
+@dataclass(frozen=True, eq=False)
+class Biases:
+    """What every layer adds to the objective by itself, at points `x` (n, ...). Answer: `BiasGradients`."""
+
+    x: Array
+    objective: Objective
+
+
+@dataclass(frozen=True, eq=False)
 class Gradients:
     """The answer to `Points`."""
 
@@ -178,7 +194,29 @@ class PathSum:
     count: Array  # (n, ...)
 
 
-Request: TypeAlias = Logits | Points | Line
+@dataclass(frozen=True, eq=False)
+class LayerGradients:
+    """The answer to `Activations`: one array a layer, in the order in which the model was told them."""
+
+    logits: Array  # (n, K)
+    value: Array  # (n,)
+    gradient: Array  # (n, ...)
+    activations: tuple[Array, ...]  # (n, C, h, w)
+    gradients: tuple[Array, ...]  # of the value with respect to each of them
+
+
+@dataclass(frozen=True, eq=False)
+class BiasGradients:
+    """The answer to `Biases`: gradient times bias, of each layer that lies on the picture, from the image on."""
+
+    logits: Array  # (n, K)
+    value: Array  # (n,)
+    gradient: Array  # (n, ...)
+    maps: tuple[Array, ...]  # (n, C, h, w)
+    sum: Array  # (n,): of all layers, those that do not lie on the picture too
+
+
+Request: TypeAlias = Logits | Points | Line | Activations | Biases
 Result = TypeVar("Result")
 Program: TypeAlias = Generator[Request, Any, Result]
 

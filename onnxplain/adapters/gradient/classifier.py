@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,16 +14,18 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient.batch import free_batch
+from onnxplain.adapters.gradient.biases import BiasGradients
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, finish, gradients_of, make_way, named
 from onnxplain.adapters.gradient.expr import Emit, Expr
 from onnxplain.adapters.gradient.head import classes, find_logits
 from onnxplain.adapters.gradient.image import as_float, fix_size, fold, image_input
+from onnxplain.adapters.gradient.layers import Layer, Layers
 from onnxplain.adapters.gradient.objective import value_and_cotangent
 from onnxplain.adapters.gradient.prepare import blaming, prepare
 from onnxplain.adapters.gradient.read import ModelLike, files_of
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
 from onnxplain.adapters.gradient.sweep import single
-from onnxplain.engine.drive import OBJECTIVE, TARGET
+from onnxplain.engine.drive import ACTIVATION, ACTIVATION_GRADIENT, BIAS_GRADIENT, BIAS_SUM, OBJECTIVE, TARGET
 from onnxplain.engine.requests import Head, Kind
 from onnxplain.errors import InvalidModel
 from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec
@@ -31,6 +33,8 @@ from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, Prep
 OUTPUTS = ("logits", "value", "gradient")  # of a gradient model
 OBJECTIVES = {kind.name.lower(): int(kind) for kind in Kind}  # and the codes of its objectives
 HEAD_KEY, LAYOUT_KEY, NOTES_KEY = "onnxplain.head", "onnxplain.layout", "onnxplain.notes"
+SOURCE_KEY = "onnxplain.source_sha256"
+LAYERS_KEY, BIASES_KEY = "onnxplain.layers", "onnxplain.bias_gradients"
 
 
 def gradient_model(
@@ -40,6 +44,8 @@ def gradient_model(
     output: str | None = None,
     head: str | None = None,
     input_shape: Sequence[int] | None = None,
+    layers: str | Sequence[str] = (),
+    bias_gradients: bool = False,
     rules: Rules = DEFAULT,
     on_unsupported: OnUnsupported = "error",
 ) -> onnx.ModelProto:
@@ -57,16 +63,22 @@ def gradient_model(
         head: "softmax" or "sigmoid", what makes probabilities of logits. None: as the activation says that the model
             ends in, which is cut off; without one, sigmoid for a single class and softmax for several.
         input_shape: (C, H, W) or (H, W, C), with or without a leading 1: the sizes that the model leaves open.
+        layers: names of inner values, or of the nodes that make them. Layer i adds the outputs `activation_i` and
+            `activation_gradient_i`, ∂value/∂activation, both (N, C, h, w); "auto" is the usual choice for class
+            activation maps (see `Layers.automatic`).
+        bias_gradients: add what each node contributes to the explained logit beside what it passes on (see `biases`):
+            `bias_gradient_i` (N, C, h, w) of each layer that lies on the picture, and the sum of all, `bias_sum` (N).
         rules, on_unsupported: those of `differentiate`.
 
     Raises:
         InvalidModel: the model cannot be read or is no classifier.
         NotDifferentiable: there are operators without a gradient.
-        UsageError: the model has no such `output`, or arguments contradict the model or each other; or the result has
-            more than 2 GB, which only files can hold (`write_gradient_model`).
+        UsageError: the model has no such `output` or layer, or arguments contradict the model or each other; or the
+            result has more than 2 GB, which only files can hold (`write_gradient_model`).
     """
     how: dict[str, Any] = {"output": output, "head": head, "input_shape": input_shape}
-    return as_message(gradient_graph(model, preprocess=preprocess, **how, rules=rules, on_unsupported=on_unsupported))
+    how |= {"layers": layers, "bias_gradients": bias_gradients, "rules": rules, "on_unsupported": on_unsupported}
+    return as_message(gradient_graph(model, preprocess=preprocess, **how))
 
 
 def gradient_graph(
@@ -76,6 +88,8 @@ def gradient_graph(
     output: str | None = None,
     head: str | None = None,
     input_shape: Sequence[int] | None = None,
+    layers: str | Sequence[str] = (),
+    bias_gradients: bool = False,
     rules: Rules = DEFAULT,
     on_unsupported: OnUnsupported = "error",
 ) -> ir.Model:
@@ -83,6 +97,15 @@ def gradient_graph(
     with blaming(model):
         ours, x, z, head = classifier(model, preprocess, output, head, input_shape)
     graph = ours.graph
+    names = [layers] if isinstance(layers, str) else list(layers)
+    chosen: list[Layer] = []
+    biases: BiasGradients | None = None
+    if names or bias_gradients:
+        inside = Layers(graph, x.value, z.value, last=ours.metadata_props.get(LAYOUT_KEY) == "NHWC")
+        chosen = inside.named(names, model)
+        # what `fold` has put before the classifier is none of its layers: u is in model space
+        folded = frozenset(node for node, _ in x.value.uses()) if preprocess is not None else frozenset()
+        biases = BiasGradients(inside, skip=folded) if bias_gradients else None
     batch, count = z.shape
     make_way(graph, {TARGET, OBJECTIVE})
     target = ir.Value(name=TARGET, shape=ir.Shape([batch, count]), type=ir.TensorType(ir.DataType.FLOAT))
@@ -91,15 +114,46 @@ def gradient_graph(
     t = Expr(z.emit, target).cast(z.value.dtype or ir.DataType.DOUBLE)
     with blaming(model):
         value, cotangent = value_and_cotangent(z, t, Expr(z.emit, kinds), Head(head))
-        gradients = gradients_of(ours, z.emit, {z.value: cotangent}, [x.value], rules, on_unsupported)
-    if x.value not in gradients:
-        raise InvalidModel("the logits do not depend on the image through any derivative; next: name another output")
+        wrt = [x.value, *(layer.value for layer in chosen)]
+        gradients = gradients_of(ours, z.emit, {z.value: cotangent}, wrt, rules, on_unsupported, biases)
+        if x.value not in gradients:
+            raise InvalidModel(
+                "the logits do not depend on the image through any derivative; next: name another output"
+            )
+        inner = {name: e for at, layer in enumerate(chosen) for name, e in both(at, layer, gradients, z.emit).items()}
+        if biases is not None:
+            inner |= bias_outputs(ours, biases, value)
+    if x.value.name in inner:
+        raise InvalidModel(f"the image input is called {x.value.name}, a name that its layers need; next: rename it")
     logits, explained, gradient = OUTPUTS
-    graph.outputs[:] = [named(z, logits), named(value, explained), named(gradients[x.value], gradient, x.value.shape)]
+    graph.outputs[:] = [
+        *(named(z, logits), named(value, explained), named(gradients[x.value], gradient, x.value.shape)),
+        *(named(e, name) for name, e in inner.items()),
+    ]
     ours.metadata_props[GRADIENT_MODEL_KEY] = "1"
     ours.metadata_props["onnxplain.objectives"] = json.dumps(OBJECTIVES)
+    if chosen:
+        ours.metadata_props[LAYERS_KEY] = json.dumps([layer.facts for layer in chosen])
     with blaming(model):
         return finish(ours)
+
+
+def both(at: int, layer: Layer, gradients: Mapping[ir.Value, Expr], emit: Emit) -> dict[str, Expr]:
+    """The outputs of a layer: its activation, and the gradient of the explained value with respect to it."""
+    activation = layer.grid(Expr(emit, layer.value))
+    gradient = gradients.get(layer.value)
+    return {
+        ACTIVATION.format(at): activation,
+        ACTIVATION_GRADIENT.format(at): activation.zeros() if gradient is None else layer.grid(gradient),
+    }
+
+
+def bias_outputs(model: ir.Model, biases: BiasGradients, value: Expr) -> dict[str, Expr]:
+    """The outputs of the bias-gradients, which the metadata say of whose they are."""
+    maps, whole = biases.outputs(value)
+    model.metadata_props[BIASES_KEY] = json.dumps([layer.value.name for layer, _ in maps])
+    outputs = {BIAS_GRADIENT.format(at): map for at, (_, map) in enumerate(maps)}
+    return outputs | {BIAS_SUM: whole}
 
 
 def logits_model(
@@ -127,11 +181,22 @@ def forward_model(gradient: onnx.ModelProto) -> onnx.ModelProto:
     Weights that lie in files stay there.
     """
     ours = ir.from_proto(gradient)
-    graph = ours.graph
-    graph.outputs[:] = [v for v in graph.outputs if v.name == "logits"]
-    graph.inputs[:] = [v for v in graph.inputs if v.name not in (TARGET, OBJECTIVE)]
-    passes.RemoveUnusedNodesPass()(ours)
-    return ir.to_proto(ours)
+    ours.graph.inputs[:] = [v for v in ours.graph.inputs if v.name not in (TARGET, OBJECTIVE)]
+    return only(ours, ("logits",))
+
+
+def without_layers(gradient: onnx.ModelProto) -> onnx.ModelProto:
+    """A gradient model without the outputs of inner layers, which those who do not ask for them need not pay for."""
+    if {v.name for v in gradient.graph.output} == set(OUTPUTS):
+        return gradient
+    return only(ir.from_proto(gradient), OUTPUTS)
+
+
+def only(model: ir.Model, outputs: Collection[str]) -> onnx.ModelProto:
+    """A model with these outputs, and what they need."""
+    model.graph.outputs[:] = [v for v in model.graph.outputs if v.name in outputs]
+    passes.RemoveUnusedNodesPass()(model)
+    return ir.to_proto(model)
 
 
 def classifier(
@@ -165,7 +230,7 @@ def classifier(
     ours.metadata_props.update(
         {
             "onnxplain.version": version("onnxplain"),
-            "onnxplain.source_sha256": source_sha256(model, ours),
+            SOURCE_KEY: source_sha256(model, ours),
             "onnxplain.space": "model" if preprocess is None else "pixel",
             HEAD_KEY: str(found.head),
             NOTES_KEY: json.dumps(notes),

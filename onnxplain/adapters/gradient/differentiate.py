@@ -17,7 +17,18 @@ from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr
 from onnxplain.adapters.gradient.prepare import blaming, check, prepare
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules
-from onnxplain.adapters.gradient.sweep import FLOATS, active_values, ends, find, gaps, kind, pull_back, reads, single
+from onnxplain.adapters.gradient.sweep import (
+    FLOATS,
+    Observe,
+    active_values,
+    ends,
+    find,
+    gaps,
+    kind,
+    pull_back,
+    reads,
+    single,
+)
 from onnxplain.errors import Gap, InvalidModel, NotDifferentiable, PartialGradientWarning, UsageError
 
 MESSAGE = 2**31 - 2**24  # bytes of weights in one message: protobuf has 2 GiB, and the graph needs some of it
@@ -79,14 +90,15 @@ def gradients_of(
     wrt: Sequence[ir.Value],
     rules: Rules = DEFAULT,
     on_unsupported: OnUnsupported = "error",
+    observe: Observe | None = None,
 ) -> dict[ir.Value, Expr]:
-    """The cotangents of `wrt`, with gaps as `differentiate` says."""
+    """The cotangents of `wrt`, with gaps as `differentiate` says; `observe` is that of `pull_back`."""
     if on_unsupported not in get_args(OnUnsupported):
         raise UsageError(
             f"on_unsupported: expected one of {', '.join(get_args(OnUnsupported))}, got {on_unsupported!r}"
         )
     stop = on_unsupported == "stop-gradient"
-    gradients, missing = pull_back(list(model.graph), emit, cotangents, wrt, rules, stop=stop)
+    gradients, missing = pull_back(list(model.graph), emit, cotangents, wrt, rules, stop=stop, observe=observe)
     if missing and not stop:
         raise NotDifferentiable(missing)
     if missing:

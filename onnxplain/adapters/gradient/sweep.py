@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
@@ -26,6 +26,8 @@ from onnxplain.errors import Gap, NotDifferentiable
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 LARGEST = 2**31  # elements of a tensor: runtimes count in 32 bits, and we make tables of an axis, of a few bytes each
 FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, *HALVES}
+Contributions: TypeAlias = Sequence[tuple[ir.Value, Expr]]  # what a node adds to the cotangents of its inputs
+Observe: TypeAlias = Callable[[ir.Node, Mapping[ir.Value, Expr], Contributions], None]
 
 
 def active_values(
@@ -141,12 +143,14 @@ def pull_back(
     rules: Rules = DEFAULT,
     *,
     stop: bool = False,
+    observe: Observe | None = None,
 ) -> tuple[dict[ir.Value, Expr], list[Gap]]:
     """The cotangents of `wrt`, given those of some values: Σ J(value, wrt)ᵀ cotangent, each in its value's full shape.
 
     `nodes`, in topological order, are what lies between. Values that nothing depends on are missing from the answer.
     Cotangents of half precision are float32. With them come all gaps: nodes that the derivative does not pass. With
     `stop` it ends there; without, it goes on with zeros, to find what else cannot be passed, and the answer is void.
+    `observe` is called for every node that is passed, with the cotangents so far and what the node adds to them.
     """
     active = active_values(nodes, wrt, cotangents, rules)
     missing: list[Gap] = []
@@ -155,6 +159,8 @@ def pull_back(
         try:
             if (found := gap(node, active, rules)) is None:
                 contributions = apply(node, emit, sums, active, rules)
+                if observe is not None:
+                    observe(node, sums, contributions)
         except UnsupportedCase as case:
             found = Gap(kind(node), label(node), str(case))
         except MemoryError:

@@ -10,9 +10,11 @@ from onnxplain.engine.methods.agi import AGI
 from onnxplain.engine.methods.baselines import Baseline
 from onnxplain.engine.methods.big import BIG, Attack
 from onnxplain.engine.methods.blur_ig import BlurIG, Grid
+from onnxplain.engine.methods.cam import GradCAM, HiResCAM, LayerCAM
 from onnxplain.engine.methods.credible_path import Alphas, Constraint, CrediblePath
 from onnxplain.engine.methods.expected_gradients import ExpectedGradients
 from onnxplain.engine.methods.fast_ig import FastIG, Zero
+from onnxplain.engine.methods.fullgrad import FullGrad, Rescale
 from onnxplain.engine.methods.gradient_x_input import GradientXInput
 from onnxplain.engine.methods.guided_ig import Bound, GuidedIG
 from onnxplain.engine.methods.integrated_gradients import IntegratedGradients
@@ -25,6 +27,7 @@ from onnxplain.engine.methods.options import parse, plain, suggest
 from onnxplain.engine.methods.quadrature import Rule
 from onnxplain.engine.methods.rise import RISE
 from onnxplain.engine.methods.saliency import Saliency
+from onnxplain.engine.methods.score_cam import ScoreCAM, Weights
 from onnxplain.engine.methods.smoothgrad import SmoothGrad, Statistic
 from onnxplain.engine.methods.superpixels import Segments
 from onnxplain.errors import UsageError
@@ -48,20 +51,27 @@ __all__ = [
     "Draws",
     "ExpectedGradients",
     "FastIG",
+    "FullGrad",
+    "GradCAM",
     "GradientXInput",
     "Grid",
     "GuidedIG",
+    "HiResCAM",
     "IntegratedGradients",
     "KernelSHAP",
+    "LayerCAM",
     "Method",
     "Occlusion",
     "Regression",
+    "Rescale",
     "Rule",
     "Saliency",
+    "ScoreCAM",
     "Segments",
     "SmoothGrad",
     "Statistic",
     "Task",
+    "Weights",
     "Zero",
     "forward_only",
     "from_options",
@@ -104,6 +114,13 @@ METHODS: dict[str, Method] = {
         LIME(),
         LIME.repo(),
         KernelSHAP(),
+        GradCAM(),
+        LayerCAM(),
+        HiResCAM(),
+        ScoreCAM(),
+        ScoreCAM.repo(),
+        FullGrad(),
+        FullGrad.repo(),
     )
 }
 

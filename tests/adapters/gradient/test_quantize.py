@@ -16,11 +16,12 @@ import pytest
 from frameworks import framework
 from onnx.helper import make_node, make_tensor_value_info
 
+from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.adapters.gradient.differentiate import coverage, differentiate
 from onnxplain.adapters.gradient.registry import DEFAULT, Entry, Rules
 from onnxplain.adapters.gradient.rules.quantize import STRAIGHT_THROUGH, spread
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
-from onnxplain.errors import NotDifferentiable
+from onnxplain.errors import NotDifferentiable, UsageError
 
 Array = np.ndarray[Any, Any]
 FLOAT = onnx.TensorProto.FLOAT
@@ -236,3 +237,18 @@ def test_a_whole_number_that_was_no_float_ends_a_derivative_as_before() -> None:
     )
     x = np.asarray([[1, 3, 2], [5, 4, 3]], np.float32)
     np.testing.assert_array_equal(run(proto, {"x": x, "grad_y": x}), x * 0.5 * np.asarray([[1], [0]]))
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_layers_and_bias_gradients_of_quantised_nets(per_channel: bool) -> None:
+    """What rounding adds is accounted for: all terms sum to the logit. The layer is the convolution's, dequantised."""
+    made = gradient_model(Net(True, per_channel).model(), layers="auto", bias_gradients=True)
+    x = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
+    t = np.eye(5, dtype=np.float32)[[1, 2, 3]]
+    with OnnxRuntimeExecutor(made, optimise=False) as executor:
+        out = executor({"x": x, "onnxplain_target": t, "onnxplain_objective": np.zeros(3, np.int64)})
+    total = (out["gradient"] * x).sum((1, 2, 3)) + out["bias_sum"]
+    np.testing.assert_allclose(total, out["value"], rtol=1e-4, atol=1e-5)
+    assert out["activation_0"].shape == (3, 4, 6, 6)
+    with pytest.raises(UsageError, match="does not hold floats"):
+        gradient_model(Net(True, per_channel).model(), layers="c_whole")
