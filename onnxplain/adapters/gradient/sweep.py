@@ -191,6 +191,9 @@ def apply(
     gs = [sums.get(y) for y in node.outputs]
     if all(g is None for g in gs):
         return []
+    stuck = next((x for x in node.inputs if x in emit.references and x not in active), None)
+    if stuck is not None:
+        raise UnsupportedCase(f"its input {stuck.name} depends on the image, but by no derivative, so no multiplier does")
     ys = [single(Expr(emit, y)) for y in node.outputs]
     xs = [None if x is None else single(Expr(emit, x)) for x in node.inputs]
     entry = find(node, rules)
@@ -234,6 +237,10 @@ def through(
         raise UnsupportedCase("a graph inside it reads a value from outside that has a gradient")
     with emit.recording() as inner:
         outputs = expansion.outputs(node, xs, emit)
+    if emit.references:
+        with emit.recording() as twins:
+            expansion.outputs(node, [x and x.reference for x in xs], emit)
+        pair(inner, twins, emit)
     cotangents: dict[ir.Value, Expr] = {}
     for y, g in zip(outputs, gs, strict=True):
         if g is not None:
@@ -249,9 +256,22 @@ def through(
     return [(given, gradients[x]) for x, given in wanted.items() if given is not None and x in gradients]
 
 
+def pair(nodes: Sequence[ir.Node], twins: Sequence[ir.Node], emit: Emit) -> None:
+    """Note that some nodes compute at the reference what others, in the same order, compute at the image."""
+    if [node.op_type for node in nodes] != [twin.op_type for twin in twins]:
+        raise UnsupportedCase("what it expands to is not the same at the image and at the reference")
+    for node, twin in zip(nodes, twins, strict=True):
+        emit.references |= zip(node.outputs, twin.outputs, strict=True)
+
+
 def single(x: Expr) -> Expr:
     """A value of half precision as float32: rules work in nothing less."""
-    return x.cast(ir.DataType.FLOAT) if x.value.dtype in HALVES else x
+    if x.value.dtype not in HALVES:
+        return x
+    wide = x.cast(ir.DataType.FLOAT)
+    if x.varies:
+        x.emit.references[wide.value] = x.reference.cast(ir.DataType.FLOAT).value
+    return wide
 
 
 def unbroadcast(g: Expr, x: Expr) -> Expr:
