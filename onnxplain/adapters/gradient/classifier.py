@@ -110,7 +110,7 @@ def gradient_graph(
     graph = ours.graph
     if needs_reference(rules):
         if bias_gradients:
-            raise UsageError("bias_gradients: they are gradients; next: leave them out, or the rules that need a reference")
+            raise UsageError("bias_gradients: there are none of multipliers; next: leave out one or the other")
         make_way(graph, {REFERENCE})
         add_reference(z.emit, x.value)
         ours.metadata_props[RULES_KEY] = DEEPLIFT_ID

@@ -32,7 +32,7 @@ Rule: TypeAlias = Callable[..., Any]
 class Entry:
     """A rule, and whether it may be given a cotangent that only broadcasts to its output's shape.
 
-    A rule with `reference` also looks at the values at a reference, `Expr.reference`, and so needs a model that has one.
+    A rule with `reference` also looks at the values at a reference, `Expr.reference`: the model must have one.
     """
 
     rule: Rule

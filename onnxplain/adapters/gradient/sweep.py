@@ -193,7 +193,7 @@ def apply(
         return []
     stuck = next((x for x in node.inputs if x in emit.references and x not in active), None)
     if stuck is not None:
-        raise UnsupportedCase(f"its input {stuck.name} depends on the image, but by no derivative, so no multiplier does")
+        raise UnsupportedCase(f"its input {stuck.name} depends on the image in jumps, which no multiplier covers")
     ys = [single(Expr(emit, y)) for y in node.outputs]
     xs = [None if x is None else single(Expr(emit, x)) for x in node.inputs]
     entry = find(node, rules)

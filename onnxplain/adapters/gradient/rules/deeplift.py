@@ -1,4 +1,6 @@
-"""DeepLIFT multipliers: rules that carry a change from a reference, Δ = value - reference, through each operator exactly.
+"""DeepLIFT multipliers: rules that carry a change from a reference through each operator exactly.
+
+Below Δ stands for a value at the image minus the same value at the reference, which is written with a prime.
 
 Where a rule of the gradient has x̄ = ȳ f′(x), a rule here has x̄ = ȳ m with multipliers m for which
 
@@ -32,12 +34,12 @@ from onnxplain.adapters.gradient.rules.norm import per_channel
 LEAST = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-10}  # |Δx| below which a derivative takes its place
 
 LINEAR = (
-    "Add", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Col2Im", "Compress", "Concat", "CumSum",
+    "Add", "AveragePool", "Cast", "CastLike", "Col2Im", "Compress", "Concat", "CumSum",
     "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "GlobalAveragePool",
     "Identity", "Mean", "Neg", "Pad", "ReduceMean", "ReduceSum", "Reshape", "Resize", "ReverseSequence", "Slice",
     "SpaceToDepth", "Split", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
 )  # fmt: skip
-PRODUCTS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Mul")
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Mul")
 FUNCTIONS = (  # of one value, place by place, with parameters that do not depend on the image
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Gelu",
     "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Mish", "PRelu", "Pow", "Reciprocal", "Relu", "Selu", "Shrink",
@@ -74,18 +76,22 @@ def parts(result: Any, wanted: Sequence[bool]) -> list[Expr | None]:
     return [(part() if callable(part) else part) if want else None for part, want in zip(found, wanted, strict=False)]
 
 
-def linear(rule: Rule, op_type: str) -> Rule:
-    """The rule of the gradient; a parameter must not depend on the image."""
+def with_parameters(rule: Rule) -> Rule:
+    """The rule of the gradient, for an operator that is linear as long as its parameters do not depend on the image."""
 
     def multiplier(g: Any, y: Any, *xs: Expr | None, **attributes: Any) -> Any:
-        if op_type == "BatchNormalization" and any(varying(xs)[1:]):
-            raise UnsupportedCase("its parameters depend on the image, for which DeepLIFT has no multipliers")
+        refuse_parameters(xs[1:])
         return rule(g, y, *xs, **attributes)
 
     return multiplier
 
 
-def rescale(rule: Rule, op_type: str) -> Rule:  # noqa: ARG001
+def refuse_parameters(xs: Sequence[Expr | None]) -> None:
+    if any(varying(xs)):
+        raise UnsupportedCase("its parameters depend on the image, for which DeepLIFT has no multipliers")
+
+
+def rescale(rule: Rule) -> Rule:
     """y = f(x):  x̄ = ȳ Δy / Δx."""
 
     def multiplier(g: Expr, y: Expr, *xs: Expr | None, **attributes: Any) -> tuple[Expr | None, ...]:
@@ -101,24 +107,28 @@ def rescale(rule: Rule, op_type: str) -> Rule:  # noqa: ARG001
     return multiplier
 
 
-def product(rule: Rule, op_type: str) -> Rule:  # noqa: ARG001
+def product(rule: Rule) -> Rule:
     """y = ab, of any bilinear kind:  ā = ȳ (b + b')/2  and  b̄ = ȳ (a + a')/2."""
 
     def multiplier(g: Expr, y: Expr, *xs: Expr | None, **attributes: Any) -> Any:
-        count = sum(varying(xs))
-        if op_type == "Einsum" and count > 2:
-            raise UnsupportedCase("several factors depend on the image; DeepLIFT has multipliers for products of two")
-        return rule(g, y, *(xs if count == 1 else map(middle, xs)), **attributes)
+        return rule(g, y, *(xs if sum(varying(xs)) == 1 else map(middle, xs)), **attributes)
 
     return multiplier
 
 
-def extremum(rule: Rule, op_type: str) -> Rule:
-    """y = max x:  x̄ᵢ = ȳ Δy / Δxᵢ for the element i that is y, or y', whichever is the larger; for min the smaller.
+def einsum(g: Expr, y: Expr, *xs: Expr, equation: str | bytes) -> Any:
+    """A product of two, whatever else is in it."""
+    if sum(varying(xs)) > 2:
+        raise UnsupportedCase("several factors depend on the image; DeepLIFT has multipliers for products of two")
+    return product(DEFAULT["Einsum"].rule)(g, y, *xs, equation=equation)
 
+
+def extremum(rule: Rule, sign: float = 1.0) -> Rule:
+    """y = max x:  x̄ᵢ = ȳ Δy / Δxᵢ for the element i that is y, or y', whichever is larger.
+
+    With sign = -1 the same for y = min x, and whichever is smaller.
     There Δxᵢ is Δy at least, in magnitude, so that no multiplier is larger than 1.
     """
-    sign = -1.0 if op_type in MINIMA else 1.0
 
     def multiplier(g: Any, y: Any, *xs: Expr | None, **attributes: Any) -> tuple[Expr | None, ...]:
         if isinstance(g, tuple):  # the indices, the second output of MaxPool, have no gradient
@@ -137,7 +147,7 @@ def extremum(rule: Rule, op_type: str) -> Rule:
     return multiplier
 
 
-def divide(g: Expr, y: Expr, a: Expr, b: Expr) -> tuple[Any, ...]:  # noqa: ARG001
+def divide(g: Expr, y: Expr, a: Expr, b: Expr) -> tuple[Any, ...]:
     """y = a r with r = 1/b:  ā = ȳ (r + r')/2  and, as Δr / Δb = -r r',  b̄ = -ȳ r r' (a + a')/2."""
     r, r0 = 1 / b, 1 / b.reference
     return lambda: g * (r + r0) * 0.5, lambda: -g * r * r0 * middle(a)
@@ -169,19 +179,20 @@ def softmax(g: Expr, y: Expr, x: Expr, *, axis: int = -1) -> Expr:
     return h - share(x, axis) * h.sum([axis], keepdims=True)
 
 
-def log_softmax(g: Expr, y: Expr, x: Expr, *, axis: int = -1) -> Expr:  # noqa: ARG001
+def log_softmax(g: Expr, y: Expr, x: Expr, *, axis: int = -1) -> Expr:
     """y = x - log Σ eˣ:  x̄ = ȳ - m Σ ȳ."""
     axis %= x.rank
     return g - share(x, axis) * g.sum([axis], keepdims=True)
 
 
-def instance_normalization(g: Expr, y: Expr, x: Expr, scale: Expr, bias: Expr, *, epsilon: float = 1e-5) -> Any:  # noqa: ARG001
+def instance_normalization(
+    g: Expr, y: Expr, x: Expr, scale: Expr, bias: Expr, *, epsilon: float = 1e-5
+) -> tuple[Any, ...]:
     """y = γ c r + β with c = x - mean(x), v = mean(c²), r = 1/√(v + ε), means over a picture.
 
     With q = ȳ γ:  c̄ = q (r + r')/2 + (c + c') v̄ / n  with  v̄ = (Δr / Δv) Σ q (c + c')/2,  and x̄ = c̄ - mean(c̄).
     """
-    if any(varying((scale, bias))):
-        raise UnsupportedCase("its parameters depend on the image, for which DeepLIFT has no multipliers")
+    refuse_parameters((scale, bias))
     axes = list(range(2, x.rank))
     (c, v, r), (c0, v0, r0) = (deviations(part, axes, epsilon) for part in (x, x.reference))
     q = g * per_channel(scale, x)
@@ -203,18 +214,20 @@ def none(*_: Any, **__: Any) -> Any:
 
 def table() -> dict[str, Entry]:
     """The rules, and refusals of what the gradient has a rule for and neither ONNX nor DeepLIFT takes apart."""
-    entries = {
-        op_type: Entry(kind(DEFAULT[op_type].rule, op_type), DEFAULT[op_type].broadcastable, reference=True)
-        for kind, op_types in (
-            *((linear, LINEAR), (product, PRODUCTS), (rescale, FUNCTIONS)),
-            *((extremum, MAXIMA + MINIMA),),
-        )
-        for op_type in op_types
+    made: dict[str, Rule] = {
+        **{op_type: DEFAULT[op_type].rule for op_type in LINEAR},
+        **{op_type: rescale(DEFAULT[op_type].rule) for op_type in FUNCTIONS},
+        **{op_type: product(DEFAULT[op_type].rule) for op_type in PRODUCTS},
+        **{op_type: extremum(DEFAULT[op_type].rule) for op_type in MAXIMA},
+        **{op_type: extremum(DEFAULT[op_type].rule, sign=-1.0) for op_type in MINIMA},
+        "BatchNormalization": with_parameters(DEFAULT["BatchNormalization"].rule),
+        "Div": divide,
+        "Einsum": einsum,
+        "InstanceNormalization": instance_normalization,
+        "LogSoftmax": log_softmax,
+        "Softmax": softmax,
     }
-    own: dict[str, Rule] = {
-        "Div": divide, "Softmax": softmax, "LogSoftmax": log_softmax, "InstanceNormalization": instance_normalization
-    }  # fmt: skip
-    entries |= {op_type: Entry(rule, DEFAULT[op_type].broadcastable, reference=True) for op_type, rule in own.items()}
+    entries = {name: Entry(rule, DEFAULT[name].broadcastable, reference=True) for name, rule in made.items()}
     left = [op_type for op_type in DEFAULT if op_type not in entries and not has_body("", op_type, OPSET)]
     return entries | {op_type: Entry(none, reference=True) for op_type in left}
 
