@@ -34,10 +34,10 @@ from onnxplain.adapters.gradient.rules.norm import per_channel
 LEAST = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-10}  # |Δx| below which a derivative takes its place
 
 LINEAR = (
-    "Add", "AveragePool", "Cast", "CastLike", "Col2Im", "Compress", "Concat", "CumSum",
-    "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "GlobalAveragePool",
-    "Identity", "Mean", "Neg", "Pad", "ReduceMean", "ReduceSum", "Reshape", "Resize", "ReverseSequence", "Slice",
-    "SpaceToDepth", "Split", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
+    "Add", "AveragePool", "Cast", "CastLike", "Col2Im", "Compress", "Concat", "CumSum", "DepthToSpace", "Dropout",
+    "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "GlobalAveragePool", "Identity", "Mean", "Neg", "Pad",
+    "ReduceMean", "ReduceSum", "Reshape", "Resize", "ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze",
+    "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
 )  # fmt: skip
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Mul")
 FUNCTIONS = (  # of one value, place by place, with parameters that do not depend on the image
@@ -153,52 +153,72 @@ def divide(g: Expr, y: Expr, a: Expr, b: Expr) -> tuple[Any, ...]:
     return lambda: g * (r + r0) * 0.5, lambda: -g * r * r0 * middle(a)
 
 
+def softmax(g: Expr, y: Expr, x: Expr, *, axis: int = -1) -> Expr:
+    """y = eˡ with l = x - L, L = log Σ eˣ:  x̄ = h - m Σ h  with  h = ȳ Δy / Δl  and m as in `share`."""
+    axis %= x.rank
+    total, total0 = log_sum(x, axis), log_sum(x.reference, axis)
+    h = g * quotient(change(y), change(x) - (total - total0), y)
+    return h - share(x, total, total0) * h.sum([axis], keepdims=True)
+
+
+def log_softmax(g: Expr, y: Expr, x: Expr, *, axis: int = -1) -> Expr:
+    """y = x - L, L = log Σ eˣ:  x̄ = ȳ - m Σ ȳ."""
+    axis %= x.rank
+    return g - share(x, log_sum(x, axis), log_sum(x.reference, axis)) * g.sum([axis], keepdims=True)
+
+
 def log_sum(x: Expr, axis: int) -> Expr:
     """L = log Σ eˣ along an axis."""
     top = op("ReduceMax", x, [axis], keepdims=1)
     return top + op("Log", op("Exp", x - top).sum([axis], keepdims=True))
 
 
-def share(x: Expr, axis: int) -> Expr:
-    """m with Σ m Δx = ΔL for L = log Σ eˣ.
+def share(x: Expr, total: Expr, total0: Expr) -> Expr:
+    """m with Σ m Δx = ΔL, given L and L'.
 
     With S = Σ e and e = eˣ⁻ᶜ, for a constant c that keeps all of them at 1 or below:  m = (Δe / Δx) / (ΔS / ΔL).
     """
-    x0 = x.reference
-    total, total0 = log_sum(x, axis), log_sum(x0, axis)
     c = where(total > total0, total, total0)
-    e, e0, s, s0 = (op("Exp", part - c) for part in (x, x0, total, total0))
-    return quotient(e - e0, x - x0, e) / quotient(s - s0, total - total0, s)
-
-
-def softmax(g: Expr, y: Expr, x: Expr, *, axis: int = -1) -> Expr:
-    """y = eˡ with l = x - log Σ eˣ:  x̄ = h - m Σ h  with  h = ȳ Δy / Δl  and m as in `share`."""
-    axis %= x.rank
-    logs, logs0 = op("LogSoftmax", x, axis=axis), op("LogSoftmax", x.reference, axis=axis)
-    h = g * quotient(change(y), logs - logs0, y)
-    return h - share(x, axis) * h.sum([axis], keepdims=True)
-
-
-def log_softmax(g: Expr, y: Expr, x: Expr, *, axis: int = -1) -> Expr:
-    """y = x - log Σ eˣ:  x̄ = ȳ - m Σ ȳ."""
-    axis %= x.rank
-    return g - share(x, axis) * g.sum([axis], keepdims=True)
+    e, e0, s, s0 = (op("Exp", part - c) for part in (x, x.reference, total, total0))
+    return quotient(e - e0, change(x), e) / quotient(s - s0, total - total0, s)
 
 
 def instance_normalization(
     g: Expr, y: Expr, x: Expr, scale: Expr, bias: Expr, *, epsilon: float = 1e-5
 ) -> tuple[Any, ...]:
-    """y = γ c r + β with c = x - mean(x), v = mean(c²), r = 1/√(v + ε), means over a picture.
-
-    With q = ȳ γ:  c̄ = q (r + r')/2 + (c + c') v̄ / n  with  v̄ = (Δr / Δv) Σ q (c + c')/2,  and x̄ = c̄ - mean(c̄).
-    """
+    """y = γ h + β, h standardised over each picture."""
     refuse_parameters((scale, bias))
-    axes = list(range(2, x.rank))
+    return lambda: standardised(g * per_channel(scale, x), x, list(range(2, x.rank)), epsilon), None, None
+
+
+def layer_normalization(
+    g: Any,
+    y: Any,
+    x: Expr,
+    scale: Expr,
+    bias: Expr | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
+) -> tuple[Any, ...]:
+    """y = γ h + β, h standardised over the last axes."""
+    refuse_parameters((scale, bias))
+    g, *others = g if isinstance(g, tuple) else (g,)
+    if g is None or any(other is not None for other in others):
+        raise UnsupportedCase("DeepLIFT has no multipliers for its mean and deviation")
+    return lambda: standardised(g * scale, x, list(range(axis % x.rank, x.rank)), epsilon), None, None
+
+
+def standardised(q: Expr, x: Expr, axes: Sequence[int], epsilon: float) -> Expr:
+    """h = c r with c = x - mean(x), v = mean(c²), r = 1/√(v + ε):  x̄ = c̄ - mean(c̄), given q = h̄.
+
+    c̄ = q (r + r')/2 + (c + c') v̄ / n  with  v̄ = (Δr / Δv) Σ q (c + c')/2, over the n elements of the axes.
+    """
     (c, v, r), (c0, v0, r0) = (deviations(part, axes, epsilon) for part in (x, x.reference))
-    q = g * per_channel(scale, x)
     slope = quotient(r - r0, v - v0, -0.5 * r / (v + epsilon))
     both = q * (r + r0) * 0.5 + (c + c0) * slope * (q * (c + c0) * 0.5).mean(axes)
-    return lambda: both - both.mean(axes), None, None
+    return both - both.mean(axes)
 
 
 def deviations(x: Expr, axes: Sequence[int], epsilon: float) -> tuple[Expr, Expr, Expr]:
@@ -224,6 +244,7 @@ def table() -> dict[str, Entry]:
         "Div": divide,
         "Einsum": einsum,
         "InstanceNormalization": instance_normalization,
+        "LayerNormalization": layer_normalization,
         "LogSoftmax": log_softmax,
         "Softmax": softmax,
     }
