@@ -12,11 +12,9 @@ import onnx_ir as ir
 from onnxplain.adapters.gradient.control import subgraphs
 from onnxplain.adapters.gradient.expr import PREFIX, Emit
 from onnxplain.adapters.gradient.facts import RANDOM
-from onnxplain.adapters.gradient.sweep import kind, label, reads
+from onnxplain.adapters.gradient.sweep import SIZES, kind, label, reads
 from onnxplain.engine.drive import REFERENCE
 from onnxplain.errors import Gap, NotDifferentiable
-
-SIZES = {"Shape", "Size"}  # which are those of the image
 
 
 def add_reference(emit: Emit, x: ir.Value) -> None:

@@ -24,6 +24,7 @@ from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIEN
 from onnxplain.errors import Gap, NotDifferentiable
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+SIZES = {"Shape", "Size"}  # which are the same at a reference
 LARGEST = 2**31  # elements of a tensor: runtimes count in 32 bits, and we make tables of an axis, of a few bytes each
 FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, *HALVES}
 Contributions: TypeAlias = Sequence[tuple[ir.Value, Expr]]  # what a node adds to the cotangents of its inputs
@@ -261,7 +262,8 @@ def pair(nodes: Sequence[ir.Node], twins: Sequence[ir.Node], emit: Emit) -> None
     if [node.op_type for node in nodes] != [twin.op_type for twin in twins]:
         raise UnsupportedCase("what it expands to is not the same at the image and at the reference")
     for node, twin in zip(nodes, twins, strict=True):
-        emit.references |= zip(node.outputs, twin.outputs, strict=True)
+        if node.op_type not in SIZES and any(x in emit.references for x in node.inputs):
+            emit.references |= zip(node.outputs, twin.outputs, strict=True)
 
 
 def single(x: Expr) -> Expr:
