@@ -39,6 +39,9 @@ WEIGHTS = {
     "shift4": DRAW.normal(size=4),
     "var": DRAW.random(3) + 0.5,
     "slope": DRAW.random((3, 1, 1)),
+    "rows16": np.array([0, 3, 16]),
+    **{f"w{name}": DRAW.normal(size=(1, 4 * gates, 16)) / 4 for name, gates in (("l", 4), ("g", 3), ("r", 1))},
+    **{f"r{name}": DRAW.normal(size=(1, 4 * gates, 4)) / 2 for name, gates in (("l", 4), ("g", 3), ("r", 1))},
     "low": np.array(-0.5),
     "high": np.array(0.6),
     "two": np.array(2.0),
@@ -115,7 +118,12 @@ SEVERAL = {
     "p = Softmax(s) y = MatMul(p, x)",
 }
 SINGLE = {"GroupNormalization", "ReduceL2"}  # whose bodies in ONNX compute in single precision
-CASES = {**FUNCTIONS, **LINEAR, **PRODUCTS, **MAXIMA, **SEVERAL}
+RECURRENT = {
+    name: f"t = Reshape(x, rows16) q = Transpose<perm = [1, 0, 2]>(t) h, y0 = {name}<hidden_size = 4>(q, {weights}) "
+    "y = Transpose<perm = [1, 0, 2]>(y0)"
+    for name, weights in {"LSTM": "wl, rl", "GRU": "wg, rg", "RNN": "wr, rr"}.items()
+}
+CASES = {**FUNCTIONS, **LINEAR, **PRODUCTS, **MAXIMA, **SEVERAL, **RECURRENT}
 
 
 def net(body: str, last: str = "rows = Flatten(y)") -> onnx.ModelProto:
