@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxplain.adapters.verify import verify
     from onnxplain.engine import methods, metrics
     from onnxplain.engine.explanation import Explanation
+    from onnxplain.evaluation import evaluate
     from onnxplain.explainer import Explainer, open
     from onnxplain.files import explain_photos, score_heatmaps
 
@@ -27,6 +28,7 @@ __all__ = [
     "Explanation",
     "coverage",
     "differentiate",
+    "evaluate",
     "explain_photos",
     "gradient_model",
     "inspect",
@@ -48,6 +50,7 @@ _HOMES = {
     "Explanation": "onnxplain.engine.explanation",
     "coverage": "onnxplain.adapters.gradient.differentiate",
     "differentiate": "onnxplain.adapters.gradient.differentiate",
+    "evaluate": "onnxplain.evaluation",
     "gradient_model": "onnxplain.adapters.gradient.classifier",
     "explain_photos": "onnxplain.files",
     "inspect": "onnxplain.adapters.inspection",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from onnxplain.engine.requests import Array, Gradients, Head, Kind, Logits, Obje
 from onnxplain.engine.space import Space
 from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError, by_operator
 from onnxplain.models.labels import labels_for
-from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find, to_input
+from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find, load_image, to_input
 
 ROUNDING = 0.01  # how far a pixel may lie out of range: images are resized and scaled by others
 Target: TypeAlias = int | Sequence[int] | Array | None
@@ -187,6 +188,20 @@ class Explainer(Closing):
         if len(sizes) != 2:
             raise UsageError(f"the model's input {self.forward.image_shape} is no image (C, H, W) or (H, W, C)")
         return sizes[0], sizes[1]
+
+    @property
+    def photos(self) -> PreprocessSpec:
+        """How photos become inputs. Raises `UsageError` if the model does not say."""
+        if self.preprocess is None:
+            raise UsageError(
+                "photos have no defined way into a model without preprocessing; "
+                "next: give its specification with --preprocess FILE, or explain arrays from Python"
+            )
+        return self.preprocess
+
+    def read(self, photo: str | os.PathLike[str]) -> NDArray[np.uint8]:
+        """A photo file as the model sees it, uint8 (H, W, 3), RGB. Raises `InputError` if it cannot be read."""
+        return load_image(photo, self.photos)
 
     def to_input(self, image: NDArray[np.uint8]) -> Array:
         """A photo uint8 (H, W, 3), as `load_image` gives it, in the shape, layout and dtype of one image."""

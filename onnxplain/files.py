@@ -9,7 +9,6 @@ cannot be used ends its own program with an error, and no other.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,17 +17,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxplain.engine.atomic import refuse_existing
 from onnxplain.engine.drive import Outcome, drive
+from onnxplain.engine.evaluate import pixel_sha256
 from onnxplain.engine.explanation import Explanation, read_heatmap
 from onnxplain.engine.methods import Method
 from onnxplain.engine.metrics import InsertionDeletion
 from onnxplain.engine.requests import Head, Program
 from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer
-from onnxplain.models.preprocess import PreprocessSpec, load_image
+from onnxplain.models.preprocess import load_image
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Observe: TypeAlias = Callable[[Mapping[str, int]], None]
@@ -96,21 +95,6 @@ def plan_results(
     return plan
 
 
-def pixel_sha256(image: NDArray[np.uint8]) -> str:
-    """The SHA-256 of an image's pixels as the model saw them, so that it does not depend on the file format."""
-    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-
-
-def needs_photos(explainer: Explainer) -> PreprocessSpec:
-    """How photos become inputs. Raises `UsageError` if the model does not say."""
-    if explainer.preprocess is None:
-        raise UsageError(
-            "photos have no defined way into a model without preprocessing; "
-            "next: give its specification with --preprocess FILE, or explain arrays from Python"
-        )
-    return explainer.preprocess
-
-
 MOST_BACKGROUND = 100  # photos: 60 MB of 224 x 224
 
 
@@ -128,11 +112,10 @@ def with_background(
     if not any(hasattr(method, "background") for method in methods):
         ids = ", ".join(method.id for method in methods)
         raise UsageError(f"background: none of the methods ({ids}) compares with other images; next: leave it out")
-    spec = needs_photos(explainer)
     photos, _ = find_photos([folder])
     count = min(len(photos), MOST_BACKGROUND)
     drawn = np.sort(np.random.default_rng(seed).choice(len(photos), count, replace=False))
-    background = np.stack([explainer.to_input(load_image(photos[i], spec)) for i in drawn])
+    background = np.stack([explainer.to_input(explainer.read(photos[i])) for i in drawn])
     given = [
         replace(method, background=background) if hasattr(method, "background") else method  # type: ignore[type-var]
         for method in methods
@@ -157,7 +140,7 @@ def explain_photos(
     Raises:
         UsageError: the target is out of range, or the model has no preprocessing.
     """
-    spec = needs_photos(explainer)
+    spec = explainer.photos
     classes = explainer.forward.classes
     if target is not None and not 0 <= target < classes:
         raise UsageError(f"target {target} is out of range: the model has {classes} classes (0 to {classes - 1})")
@@ -215,7 +198,7 @@ def score_heatmaps(
     """
     if len(photos) not in (0, 1, len(heatmaps)):
         raise UsageError(f"expected one image for all heatmaps or one for each of {len(heatmaps)}, got {len(photos)}")
-    spec = needs_photos(explainer)
+    spec = explainer.photos
     model = explainer.metadata["onnxplain.source_sha256"]
 
     def program(at: int, metric: InsertionDeletion) -> Program[Scored]:

@@ -22,7 +22,9 @@ def framework(name: str, load: Callable[[], ModuleType] | None = None) -> Module
     except ImportError:
         if os.environ.get(REQUIRED):
             raise
-        package = ALONE.get(name.partition(".")[0], '"onnxplain[test-frameworks,test-references]"')
+        package = (ALONE | {"pyarrow": '"onnxplain[results]"'}).get(
+            name.partition(".")[0], '"onnxplain[test-frameworks,test-references]"'
+        )
         pytest.skip(f"{name} is not installed (pip install {package})", allow_module_level=True)
 
 

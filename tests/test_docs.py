@@ -2,8 +2,8 @@
 
 A parser of our own rather than sybil, the library for it: shell blocks need code of ours either way, and the rest is a
 few lines, so that the light install stays as it is.
-Fences: `python` and `bash` are executed, page by page in order, in a process and a folder of their own; `text`, `json`
-and `diff` are only read. `python tests/test_docs.py PAGE` runs one page in the current folder.
+Fences: `python` and `bash` are executed, page by page in order, in a process and a folder of their own; `text`, `json`,
+`toml` and `diff` are only read. `python tests/test_docs.py PAGE` runs one page in the current folder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ EXECUTED = [
         "docs/how-to/add-a-rule.md",
         "docs/how-to/add-a-method.md",
         "docs/how-to/export-your-model.md",
+        "docs/how-to/reproduce-a-table.md",
         "docs/how-to/score-other-tools-heatmaps.md",
         "docs/how-to/unsupported-operators.md",
         "docs/how-to/verify-a-gradient.md",
@@ -38,15 +40,19 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
-NEEDS = {"docs/how-to/export-your-model.md": ("torch", "onnxscript")}  # frameworks; without them the page is skipped
+NEEDS = {  # without these the page is skipped
+    "docs/how-to/export-your-model.md": ("torch", "onnxscript"),
+    "docs/how-to/reproduce-a-table.md": ("pyarrow", "scipy"),
+}
 ON_STAGE = (  # they find a model.onnx and a photo.jpg
     "README.md",
+    "docs/how-to/reproduce-a-table.md",
     "docs/how-to/score-other-tools-heatmaps.md",
     "docs/how-to/verify-a-gradient.md",
 )
 # Commands that set a machine up, and so are not run: the beginnings of commands, as they stand between `&&`.
 INSTALLS = ("pip install", "python -m venv", ". .venv/", "pytest")
-FENCES = {"python", "bash", "text", "json", "diff"}
+FENCES = {"python", "bash", "text", "json", "toml", "diff"}
 
 
 class Block(NamedTuple):
@@ -145,6 +151,8 @@ def test_fences_have_a_known_language(page: Path) -> None:
     for block in blocks(page):
         if block.language == "json":
             json.loads(block.text)
+        if block.language == "toml":
+            tomllib.loads(block.text)
 
 
 def prose(page: Path) -> str:
@@ -259,7 +267,5 @@ def test_every_protocol_and_metric_is_on_the_metrics_page() -> None:
 
 
 def test_the_changelog_has_the_version_of_the_package() -> None:
-    import tomllib
-
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")

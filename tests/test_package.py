@@ -24,6 +24,8 @@ HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2", "PIL", "matplotlib", 
 HOMES = {
     "onnxruntime": {"engine/executors/onnxruntime.py"},
     "matplotlib": {"engine/metrics/plot.py"},
+    "pyarrow": {"engine/rows.py"},
+    "scipy": {"engine/rows.py", "engine/summary.py"},
     "torch": set(),
     "onnxscript": set(),
     "pickle": set(),
@@ -99,10 +101,11 @@ def test_the_wheel_has_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
         "onnxplain/py.typed",
         "onnxplain/models/imagenet_labels.txt",
         "onnxplain/models/imagenet_labels.NOTICE",
+        *(f"onnxplain/models/recipes/{path.name}" for path in (PACKAGE / "models" / "recipes").glob("*.toml")),
         f"{info}/licenses/LICENSE",
         f"{info}/entry_points.txt",
     } <= names
     modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     kinds = {Path(name).suffix for name in names if name.startswith("onnxplain/")}
-    assert kinds == {".py", ".typed", ".txt", ".NOTICE"}
+    assert kinds == {".py", ".typed", ".txt", ".NOTICE", ".toml"}

@@ -116,6 +116,7 @@ class Place:
 
     def add_model(self, name: str, model: onnx.ModelProto, spec: object = SPEC) -> Path:
         path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(model, path)
         if spec is not None:
             (self.root / f"{path.stem}.preprocessor_config.json").write_text(json.dumps(spec))

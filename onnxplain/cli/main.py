@@ -16,7 +16,7 @@ from onnxplain.cli.options import terminal_options
 from onnxplain.cli.terminal import terminal
 from onnxplain.errors import OnnxplainError
 
-COMMANDS = ("inspect", "export", "verify", "explain", "score", "demo")
+COMMANDS = ("inspect", "export", "verify", "explain", "score", "evaluate", "demo")
 
 click.rich_click.TEXT_MARKUP = None  # brackets mean themselves
 
@@ -98,6 +98,7 @@ def cli() -> None:
       onnxplain inspect model.onnx
       onnxplain explain model.onnx photo.jpg --method isa -o out
       onnxplain score model.onnx out/*.npz --protocol rise
+      onnxplain evaluate isa-table1 --models exported/ --images imagenet/ -o out
 
     \b
     Exit codes:

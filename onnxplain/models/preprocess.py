@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -202,7 +203,9 @@ class PreprocessSpec:
         return Space.pixels(mean, std, rank=rank, channel_axis=channel_axis)
 
 
-def load_image(path: str | Path, spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def load_image(
+    path: str | os.PathLike[str], spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Decode, turn upright (EXIF), convert to RGB, resize and crop a photo: uint8 (H,W,3), with Pillow in uint8.
 
     Conversion is Pillow's `convert("RGB")`, as in Hugging Face: transparency is dropped, not composited; grey is

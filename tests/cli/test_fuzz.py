@@ -33,6 +33,9 @@ VALUES = [
     "csv", "rise", "agi_isa", "logits", "attribution", "cpu", "", "=", ".", "\x1b[31m", "ß",
 ]  # fmt: skip
 EXTREME = {
+    "gig": ["steps=99999999999", "fraction=1e-9", "max_dist=1e400", "anchors=0"],
+    "smoothgrad": ["noise=1e39", "noise=-1", "samples=1e9"],
+    "blur-ig": ["max_sigma=1e39", "grad_step=1e-400", "steps=0"],
     "isa": ["eta1=1e400", "eta1=1e39", "eta2=1e-400", "s=1e39", "s=1e-300", "t1=99999999999", "k=99999999999999999999"],
     "ig": ["steps=99999999999", "steps=1e400", "steps=-1", "baseline=1e39"],
     "credible": ["kernels=99999999999", "kernels=3,,5", "delta=1e-400", "eta=1e39", "epsilon=1e999", "max_iter=1e9"],

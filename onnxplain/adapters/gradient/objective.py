@@ -50,8 +50,11 @@ def softmax_cases(z: Expr, t: Expr) -> Mapping[Kind, tuple[Expr, Expr]]:
 
 
 def total(x: Expr, y: Expr) -> Expr:
-    """Σ x y over classes, (N, 1): a product of matrices for each sample, since ReduceSum of ONNX Runtime adds up a batch
-    of one in another order than the rows of a larger one."""
+    """Σ x y over classes, (N, 1).
+
+    A product of matrices for each sample, since ReduceSum of ONNX Runtime adds up a batch of one in another order than
+    the rows of a larger one.
+    """
     n, k = x.shape
     return (x.reshape((n, 1, k)) @ y.reshape((n, k, 1))).reshape((n, 1))
 

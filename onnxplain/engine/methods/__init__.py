@@ -11,7 +11,7 @@ from onnxplain.engine.methods.baselines import Baseline
 from onnxplain.engine.methods.big import BIG, Attack
 from onnxplain.engine.methods.blur_ig import BlurIG, Grid
 from onnxplain.engine.methods.cam import GradCAM, HiResCAM, LayerCAM
-from onnxplain.engine.methods.credible_path import Alphas, Constraint, CrediblePath
+from onnxplain.engine.methods.credible_path import Constraint, CrediblePath
 from onnxplain.engine.methods.deeplift import DeepLift
 from onnxplain.engine.methods.expected_gradients import ExpectedGradients
 from onnxplain.engine.methods.fast_ig import FastIG, Zero
@@ -25,7 +25,7 @@ from onnxplain.engine.methods.lime import LIME, Distance, Draws, Regression
 from onnxplain.engine.methods.method import Method, Task, forward_only
 from onnxplain.engine.methods.occlusion import Occlusion
 from onnxplain.engine.methods.options import parse, plain, suggest
-from onnxplain.engine.methods.quadrature import Rule
+from onnxplain.engine.methods.quadrature import Alphas, Rule
 from onnxplain.engine.methods.rise import RISE
 from onnxplain.engine.methods.saliency import Saliency
 from onnxplain.engine.methods.score_cam import ScoreCAM, Weights

@@ -21,6 +21,7 @@ from onnxplain.engine.methods.method import (
     require_positive,
     require_whole,
 )
+from onnxplain.engine.methods.quadrature import Alphas, positions
 from onnxplain.engine.methods.walk import sign_step
 from onnxplain.engine.requests import (
     Attribution,
@@ -46,14 +47,6 @@ class Constraint(Enum):
 
     PROJECTED = "projected"  # to the nearest value that is both
     LITERAL = "literal"  # pushed away by delta, then clipped, which may undo it: algorithm 1 as printed
-
-
-class Alphas(Enum):
-    """Where on a path the M points lie."""
-
-    UNIFORM = "uniform"  # independent draws: algorithm 2
-    STRATIFIED = "stratified"  # one draw in each of M equal parts
-    MIDPOINT = "midpoint"  # the middle of each part: nothing random
 
 
 @dataclass(eq=False)
@@ -158,7 +151,7 @@ class CrediblePath:
         else:
             start = baseline_of(x, self.baseline, task, "CrediblePath")[None]
         step = x - start
-        t = self.points(task.rng)
+        t = positions(self.alphas, self.count, self.steps // self.count, task.rng)
         reference = at_x.gradient[0] if self.validity is not None else None
         path = yield Line(start, step, t, np.ones_like(t), objective, self.validity, reference)
         mean = np.divide(path.gradient, path.count, out=np.zeros_like(step), where=path.count > 0)
@@ -174,14 +167,6 @@ class CrediblePath:
                 "fraction_valid": float(path.count.mean(dtype=np.float64)) / t.shape[1],
             },
         )
-
-    def points(self, rng: np.random.Generator) -> Array:
-        """Positions on the paths, float64 (B, steps // B)."""
-        shape = self.count, self.steps // self.count
-        if self.alphas is Alphas.UNIFORM:
-            return rng.random(shape)
-        inside = rng.random(shape) if self.alphas is Alphas.STRATIFIED else np.full(shape, 0.5)
-        return (np.arange(shape[1]) + inside) / shape[1]
 
     def search(self, x: Array, logits: Array, task: Task) -> Generator[Request, Any, list[Search]]:
         """Algorithm 1 for all baselines side by side; one that has arrived asks for nothing more."""

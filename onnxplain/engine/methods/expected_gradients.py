@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.engine.methods.credible_path import Alphas
 from onnxplain.engine.methods.method import (
     AT_ONCE,
     CLASS_KINDS,
@@ -17,6 +16,7 @@ from onnxplain.engine.methods.method import (
     require_one_of,
     require_whole,
 )
+from onnxplain.engine.methods.quadrature import Alphas, positions
 from onnxplain.engine.requests import Attribution, Kind, Line, Program
 from onnxplain.errors import UsageError
 
@@ -61,7 +61,7 @@ class ExpectedGradients:
             raise UsageError("EG: the background has no image other than the one to explain; next: give more images")
         rounds = -(-self.references // len(others))
         chosen = np.concatenate([task.rng.permutation(others) for _ in range(rounds)])[: self.references]
-        t = self.positions(task.rng)
+        t = positions(self.alphas, self.references, self.points, task.rng)
         weights = np.full_like(t, 1 / t.size)
         values = np.zeros_like(x)
         for first in range(0, self.references, AT_ONCE):
@@ -84,11 +84,3 @@ class ExpectedGradients:
                 f"EG: background: expected images of shape {list(x.shape)}, got {list(self.background.shape[1:])}"
             )
         return self.background
-
-    def positions(self, rng: np.random.Generator) -> Array:
-        """Positions on the paths, float64 (R, M)."""
-        shape = self.references, self.points
-        if self.alphas is Alphas.UNIFORM:
-            return rng.random(shape)
-        inside = rng.random(shape) if self.alphas is Alphas.STRATIFIED else np.full(shape, 0.5)
-        return (np.arange(self.points) + inside) / self.points

@@ -17,7 +17,8 @@ from onnxplain.engine.methods.method import CLASS_KINDS, MOST_WALK, Array, Task,
 from onnxplain.engine.requests import Attribution, Kind, Objective, Points, Program, Request
 
 CLOSE = 1e-9  # relative and absolute: when two distances are equal
-MOST_ROUNDS = 1000  # of moves inside one step; a quarter of the features at a time takes about five
+LEAST_FRACTION = 1e-3
+MOST_ROUNDS = 2000  # of moves inside one step: each takes at least `fraction` of the features, and none twice
 MOST_ANCHORS = 1000
 
 
@@ -63,7 +64,8 @@ class GuidedIG:
         require_one_of("GuidedIG: bound", self.bound, Bound)
         require_whole("GuidedIG: anchors", self.anchors, 1, MOST_ANCHORS)
         require_whole("GuidedIG: steps", self.steps, self.segments, MOST_WALK)
-        require(0 < self.fraction <= 1, "GuidedIG: fraction", "a number above 0, at most 1", self.fraction)
+        fits = LEAST_FRACTION <= self.fraction <= 1
+        require(fits, "GuidedIG: fraction", f"a number from {LEAST_FRACTION:g} to 1", self.fraction)
         require(0 <= self.max_dist <= 1, "GuidedIG: max_dist", "a number from 0 to 1", self.max_dist)
         require_one_of("GuidedIG: objective", self.objective, CLASS_KINDS)
         require_baseline("GuidedIG", self.baseline)

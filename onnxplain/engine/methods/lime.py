@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import sqrt
 from typing import Any, ClassVar
@@ -104,8 +104,14 @@ class LIME:
 
         Its kernel is the square root of the paper's at width 1/4, which is the paper's at width sqrt(2)/4.
         """
-        own: dict[str, Any] = {"draws": Draws.COINS, "distance": Distance.COSINE, "width": sqrt(2) / 4}
-        return cls(**{"id": "lime-repo", "regression": Regression.RIDGE} | own | changes)
+        released = cls(
+            id="lime-repo",
+            draws=Draws.COINS,
+            distance=Distance.COSINE,
+            width=sqrt(2) / 4,
+            regression=Regression.RIDGE,
+        )
+        return replace(released, **changes)
 
     def rows(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002 (the same for every shape)
         return self.samples

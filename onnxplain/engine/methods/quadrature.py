@@ -20,6 +20,14 @@ class Rule(Enum):
     GAUSS_LEGENDRE = "gauss_legendre"  # exact for polynomials up to degree 2K - 1
 
 
+class Alphas(Enum):
+    """Where on a path M points lie that all weigh the same."""
+
+    UNIFORM = "uniform"  # independent draws
+    STRATIFIED = "stratified"  # one draw in each of M equal parts
+    MIDPOINT = "midpoint"  # the middle of each part: nothing random
+
+
 MOST_NODES = 1000  # of GAUSS_LEGENDRE: they are the eigenvalues of a matrix of that size, and stay exact that far
 WITH_ENDS = (Rule.ENDPOINTS_MEAN, Rule.TRAPEZOID, Rule.CAPTUM_TRAPEZOID)
 
@@ -45,3 +53,12 @@ def quadrature(rule: Rule, steps: int) -> tuple[Array, Array]:
         case Rule.GAUSS_LEGENDRE:
             t, w = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
             return (t + 1) / 2, w / 2
+
+
+def positions(alphas: Alphas, paths: int, points: int, rng: np.random.Generator) -> Array:
+    """`points` positions on each of `paths` paths, float64 (paths, points)."""
+    shape = paths, points
+    if alphas is Alphas.UNIFORM:
+        return rng.random(shape)
+    inside = rng.random(shape) if alphas is Alphas.STRATIFIED else np.full(shape, 0.5)
+    return np.asarray((np.arange(points) + inside) / points)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,7 +55,7 @@ class RISE:
     @classmethod
     def repo(cls, **changes: Any) -> RISE:
         """The numbers of the released code: 6000 masks of 8 x 8 cells, a tenth of them visible."""
-        return cls(**{"id": "rise-repo", "masks": 6000, "grid": 8, "p": 0.1} | changes)
+        return replace(cls(id="rise-repo", masks=6000, grid=8, p=0.1), **changes)
 
     def rows(self, shape: tuple[int, ...]) -> int:  # noqa: ARG002 (the same for every shape)
         return self.masks

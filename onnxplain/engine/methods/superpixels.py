@@ -49,7 +49,7 @@ def superpixels(x: Array, segments: Segments | Array, task: Task, who: str) -> A
     except ImportError as error:
         raise BackendMissing("scikit-image", EXTRA) from error
     if segments is Segments.QUICKSHIFT:
-        cut = quickshift(rgb, kernel_size=4, max_dist=200, ratio=0.2)
+        cut = quickshift(rgb, kernel_size=4, max_dist=200, ratio=0.2)  # type: ignore[no-untyped-call, unused-ignore]
     else:
         cut = slic(rgb, n_segments=50, compactness=10, start_label=0)
     return np.unique(cut, return_inverse=True)[1].reshape(picture)

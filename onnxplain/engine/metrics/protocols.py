@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from fractions import Fraction
 
 import numpy as np
 
@@ -29,8 +31,9 @@ class Order(StrEnum):
 class Protocol:
     """Everything that fixes an insertion or deletion curve.
 
-    Fields: `step`, pixels that change at each step (None: ceil(HW / 224)); the substrate that `insertion` starts from;
-    the one that `deletion` ends in; the `order`.
+    Fields: `step`, pixels that change at each step, or which share of them: Fraction(1, 56) makes it ceil(HW / 56), so
+    that models of different sizes get as many steps (None: 1/224); the substrate that `insertion` starts from; the one
+    that `deletion` ends in; the `order`.
 
     The same for all: the class is the argmax of the full image. Pixels change in descending order of the map, ties by
     their lower index. The curve is the probability of that class (of the model's head), s_0 before any change to s_N
@@ -41,18 +44,20 @@ class Protocol:
     """
 
     name: str
-    step: int | None
+    step: int | Fraction | None
     insertion: Substrate
     deletion: Substrate
     order: Order = Order.PIXEL
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.step, (int, np.integer)) and not isinstance(self.step, bool)
-        if self.step is not None and not (whole and self.step >= 1):
-            raise UsageError(f"step: expected a whole number of at least 1 pixel, got {self.step!r}")
+        step = self.step
+        whole = isinstance(step, (int, np.integer)) and not isinstance(step, bool) and step >= 1
+        if not (step is None or whole or (isinstance(step, Fraction) and 0 < step <= 1)):
+            expected = "a share of the pixels, such as 1/56, or a whole number of at least 1 pixel"
+            raise UsageError(f"step: expected {expected}, got {step!r}")
 
     @classmethod
-    def named(cls, name: str, step: int | None = None) -> Protocol:
+    def named(cls, name: str, step: int | Fraction | None = None) -> Protocol:
         """The preset `name`, with another `step` if one is given."""
         if name not in PROTOCOLS:
             raise UsageError(f"protocol {name!r} is unknown; next: use one of {', '.join(PROTOCOLS)}")
@@ -67,7 +72,9 @@ class Protocol:
 
     def pixels(self, count: int) -> int:
         """Pixels that change at each step, of an image with `count` pixels: no more than there are."""
-        return min(int(self.step), count) if self.step is not None else -(-count // 224)
+        if self.step is None or isinstance(self.step, Fraction):
+            return math.ceil(count * (self.step or Fraction(1, 224)))
+        return min(int(self.step), count)
 
     def steps(self, count: int) -> int:
         """N, the number of steps for an image with `count` pixels."""

@@ -317,6 +317,30 @@ def test_heads_that_are_not_supported_are_refused(shape: int, tail: str, words: 
         gradient_model(onnx.parser.parse_model(f"{HEAD} (float[N, {shape}] z) {{ h = Flatten(x) {tail} }}"))
 
 
+@pytest.mark.parametrize("classes", [3, 5, 10, 17])
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name.lower())
+def test_a_gradient_does_not_depend_on_the_batch_around_it(kind: Kind, classes: int) -> None:
+    """Bit for bit, for numbers of classes whose rows lie anywhere in memory; x is the logits themselves."""
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 18]> head (float[N, 1, 1, {classes}] x) => (float[N, {classes}] z) '
+        "{ z = Flatten(x) }"
+    )
+    rng = np.random.default_rng(classes)
+    x = rng.normal(size=(40, 1, 1, classes)).astype(np.float32)
+    t = rng.dirichlet(np.ones(classes), size=40).astype(np.float32)
+    with OnnxRuntimeExecutor(gradient_model(onnx.parser.parse_model(text))) as backward:
+
+        def gradient(rows: slice) -> np.ndarray:
+            code = np.full(len(x[rows]), kind, np.int64)
+            feeds = {"x": x[rows], "onnxplain_target": t[rows], "onnxplain_objective": code}
+            return np.array(backward(feeds)["gradient"])
+
+        alone = np.concatenate([gradient(slice(i, i + 1)) for i in range(40)])
+        for size in (2, 3, 8, 40):
+            together = np.concatenate([gradient(slice(i, i + size)) for i in range(0, 40, size)])
+            np.testing.assert_array_equal(together, alone)
+
+
 @pytest.mark.parametrize("name", ["logits", "value", "gradient", "onnxplain_target"])
 def test_an_image_may_not_have_the_name_of_an_output(name: str) -> None:
     with pytest.raises(InvalidModel, match="rename it"):

@@ -15,6 +15,7 @@ from onnxplain.engine.drive import GRADIENT, LOGITS, Usage, drive, run
 from onnxplain.engine.methods import Alphas, Baseline, Constraint, CrediblePath, IntegratedGradients
 from onnxplain.engine.methods.baselines import blurred
 from onnxplain.engine.methods.credible_path import Search
+from onnxplain.engine.methods.quadrature import positions
 from onnxplain.engine.requests import Head, Kind, Validity
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
@@ -260,7 +261,7 @@ def test_literal_with_the_image_as_its_own_baseline_says_that_it_kept_no_distanc
 
 def test_alphas() -> None:
     def at(alphas: Alphas, seed: int = 0) -> toys.Array:
-        return CrediblePath(alphas=alphas, steps=30).points(np.random.default_rng(seed))
+        return positions(alphas, 3, 10, np.random.default_rng(seed))
 
     for alphas in Alphas:
         assert at(alphas).shape == (3, 10)

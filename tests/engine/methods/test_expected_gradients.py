@@ -49,8 +49,14 @@ def test_every_image_is_used_before_any_is_used_again() -> None:
     used = np.concatenate([line.start for line in lines])
     assert sorted(np.unique(used, axis=0, return_counts=True)[1]) == [2] * 20 + [3] * 20
     assert answer.diagnostics["references"] == 40
-    few, _ = ask(ExpectedGradients(background=BACKGROUND, references=3, points=50))
-    assert len(np.unique(few[0].start, axis=0)) == 3
+
+
+def test_a_few_images_are_drawn_by_the_seed() -> None:
+    method = ExpectedGradients(background=BACKGROUND, references=3, points=50)
+    drawn = [ask(method, seed=seed)[0][0].start for seed in (1, 1, 2)]
+    assert len(np.unique(drawn[0], axis=0)) == 3
+    assert (drawn[0] == drawn[1]).all()
+    assert (drawn[0] != drawn[2]).any()
 
 
 def test_points_are_independent_draws() -> None:

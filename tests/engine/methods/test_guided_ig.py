@@ -81,11 +81,17 @@ def test_features_that_equal_the_baseline_get_exactly_nothing() -> None:
 def test_steps_cover_their_distance_even_where_no_gradient_is() -> None:
     """Constant model, ties of all gradients, a free path: nothing loops, and nothing falls short."""
     dead = toys.affine(0 * toys.W)
-    for more in ({}, {"max_dist": 1.0}, {"max_dist": 0.0}, {"fraction": 1e-9}, {"bound": Bound.ANCHORS}):
+    for more in ({}, {"max_dist": 1.0}, {"max_dist": 0.0}, {"fraction": 1e-3}, {"bound": Bound.ANCHORS}):
         answer = toys.explain(GuidedIG(**more), dead, toys.X)
         assert not answer.values.any()
         assert answer.diagnostics["steps_short"] == 0
         assert answer.diagnostics["completeness_gap"] == 0
+
+
+def test_the_smallest_fraction_moves_one_feature_at_a_time_and_arrives() -> None:
+    toy, x = toys.picture_net(0, (3, 18, 18)), np.random.default_rng(0).random((3, 18, 18))
+    answer = toys.explain(GuidedIG(steps=2, fraction=1e-3, max_dist=1.0, objective=Kind.LOGIT), toy, x)
+    assert answer.diagnostics["steps_short"] == 0
 
 
 def test_the_last_point_is_the_image() -> None:
@@ -126,7 +132,7 @@ def test_the_comparison_of_isa() -> None:
     [
         ({"steps": 0}, "GuidedIG: steps: expected a whole number from 1"),
         ({"steps": 20, "bound": Bound.ANCHORS}, "GuidedIG: steps: expected a whole number from 21"),
-        ({"fraction": 0.0}, "GuidedIG: fraction: expected a number above 0"),
+        ({"fraction": 0.0}, "GuidedIG: fraction: expected a number from 0.001 to 1"),
         ({"max_dist": -0.1}, "GuidedIG: max_dist"),
         ({"anchors": 0}, "GuidedIG: anchors"),
         ({"bound": "free"}, "GuidedIG: bound: expected one of max_dist, anchors"),

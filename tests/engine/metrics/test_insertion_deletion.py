@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -312,9 +313,16 @@ class TestProtocols:
         mine = Protocol(name="mine", step=5, insertion=rise.insertion, deletion=rise.deletion)
         assert str(mine) == "mine(step=5, insertion=blur, deletion=zero, order=pixel)"
 
+    @pytest.mark.parametrize(("side", "q"), [(224, 896), (227, 921), (128, 293), (4, 1)])
+    def test_a_share_of_the_pixels_is_as_many_steps_for_every_size(self, side, q):
+        protocol = Protocol.named("agi_isa", Fraction(1, 56))
+        assert str(protocol) == "agi_isa(step=1/56)"
+        assert protocol.pixels(side * side) == q
+        assert protocol.steps(side * side) == min(56, side * side)
+
     def test_what_is_refused(self):
         with pytest.raises(UsageError, match="use one of rise, agi_isa, agi_isa-union"):
             InsertionDeletion("RISE")
-        for step in (0, -3, 2.5, True, "9"):
+        for step in (0, -3, 2.5, True, "9", Fraction(0), Fraction(3, 2)):
             with pytest.raises(UsageError, match="at least 1 pixel, got"):
                 Protocol.named("rise", step=step)
