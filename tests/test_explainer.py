@@ -172,7 +172,7 @@ def test_these_methods_ask_no_gradient() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", filter(forward_only, SMALL), ids=lambda method: method.id)
+@pytest.mark.parametrize("method", [*filter(forward_only, SMALL)], ids=lambda method: method.id)
 def test_forward_only_methods_need_no_gradient(monkeypatch: pytest.MonkeyPatch, method: Method) -> None:
     """They explain a classifier with a gap, and start no session for a gradient where there is one; and agree."""
     if needs_sklearn(method):
