@@ -23,7 +23,7 @@ from onnxplain.engine.drive import Outcome, drive
 from onnxplain.engine.evaluate import pixel_sha256
 from onnxplain.engine.explanation import Explanation, read_heatmap
 from onnxplain.engine.methods import Method
-from onnxplain.engine.metrics import InsertionDeletion
+from onnxplain.engine.metrics import MapMetric
 from onnxplain.engine.requests import Head, Program
 from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer
@@ -182,7 +182,7 @@ class Scored:
 def score_heatmaps(
     explainer: Explainer,
     heatmaps: Sequence[PathLike],
-    metrics: Sequence[InsertionDeletion],
+    metrics: Sequence[MapMetric],
     *,
     photos: Sequence[PathLike] = (),
     key: str | None = None,
@@ -201,7 +201,7 @@ def score_heatmaps(
     spec = explainer.photos
     model = explainer.metadata["onnxplain.source_sha256"]
 
-    def program(at: int, metric: InsertionDeletion) -> Program[Scored]:
+    def program(at: int, metric: MapMetric) -> Program[Scored]:
         path = Path(heatmaps[at])
         loaded = read_heatmap(path, key)
         ours = loaded.explanation
@@ -246,10 +246,10 @@ def score_heatmaps(
             notes.append(f"{path}: made for another model (SHA-256 {made}..., this one is {model[:12]}...)")
         if ours is not None and not isinstance(ours.target, np.ndarray) and ours.target != played.target:
             notes.append(
-                f"{path}: explains class {ours.target}, but the protocol follows the predicted class {played.target}"
+                f"{path}: explains class {ours.target}, but metrics follow the predicted class {played.target}"
             )
         if played.constant:
-            notes.append(f"{path}: the map is constant, so it ranks nothing; its score is that of the pixels' order")
+            notes.append(f"{path}: the map is constant, so it ranks nothing; a score is that of the pixels' order")
         return Scored([facts | row | origin for row in played.rows()], notes)
 
     programs = (program(at, metric) for at in range(len(heatmaps)) for metric in metrics)

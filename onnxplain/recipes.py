@@ -11,17 +11,16 @@ import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from onnxplain.engine import metrics
 from onnxplain.engine.evaluate import Measure
 from onnxplain.engine.methods import Method, from_options, to_dict
 from onnxplain.engine.methods.options import suggest
-from onnxplain.engine.metrics import InsertionDeletion, Protocol
 from onnxplain.engine.summary import Published
 from onnxplain.errors import InputError, UsageError
 from onnxplain.files import find_photos
@@ -247,31 +246,10 @@ def measure(table: Table) -> tuple[str, Measure]:
     label = table.take("label", text_of, id)
     try:
         options = {key: as_text(table, key, value) for key, value in table.rest().items()}
-        metric = metric_from_options(id, options)
+        metric = metrics.from_options(id, options)
     except UsageError as error:
         raise UsageError(f"{table.where}: {str(error).removeprefix(f'{table.where}: ')}") from None
-    return label, Measure(id=id, params={"protocol": str(metric.protocol), "reduce": metric.reduce}, metric=metric)
-
-
-def metric_from_options(id: str, options: Mapping[str, str]) -> InsertionDeletion:
-    if id != "insertion-deletion":
-        raise UsageError(f"unknown metric {id!r}{suggest(id, ['insertion-deletion'])}")
-    for key in options:
-        if key not in ("protocol", "step", "reduce"):
-            raise UsageError(f"{id}: unknown parameter {key!r}{suggest(key, ['protocol', 'step', 'reduce'])}")
-    return InsertionDeletion(
-        Protocol.named(options.get("protocol", "rise"), step_of(options.get("step"))), options.get("reduce", "sum")
-    )
-
-
-def step_of(text: str | None) -> int | Fraction | None:
-    """Pixels at a step, `224`, or the share of them, `1/56`."""
-    try:
-        return None if text is None else Fraction(text) if "/" in text else int(text)
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(
-            f"step: expected a whole number of pixels, or a share of them such as 1/56, got {text!r}"
-        ) from None
+    return label, Measure(id=id, params=metrics.to_dict(metric), metric=metric)
 
 
 def as_text(table: Table, key: str, value: Any) -> str:

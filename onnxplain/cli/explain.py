@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ def command(
     from onnxplain.explainer import open
     from onnxplain.files import explain_photos, find_photos, plan_results, summary, with_background
 
-    given = settings_of(ids, settings)
+    given = options.settings_of(ids, settings)
     methods = [from_options(id, given[id]) for id in ids]
     photos, skipped = find_photos(images)
     for path in skipped:
@@ -117,18 +117,3 @@ def command(
     elif form in ("json", "csv"):
         result(done.document(form))
     return done.exit_code
-
-
-def settings_of(ids: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`K=V` and `METHOD.K=V` by method."""
-    given: dict[str, dict[str, str]] = {id: {} for id in ids}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        id, dot, key = name.rpartition(".")
-        if not equals or (dot and id not in given) or (not dot and len(given) > 1):
-            raise click.BadParameter(
-                f"expected {'METHOD.' * (len(given) > 1)}K=V (methods: {', '.join(given)}), got {setting!r}",
-                param_hint="--set",
-            )
-        given[id if dot else ids[0]][key] = value
-    return given

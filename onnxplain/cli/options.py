@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -24,7 +24,8 @@ METHODS = (
     "occlusion, lime, lime-repo, kernel-shap, grad-cam, layer-cam, hires-cam, score-cam, score-cam-repo, "
     "fullgrad, fullgrad-repo"
 )
-PROTOCOLS = "rise, agi_isa, agi_isa-union"
+METRICS = "insertion-deletion, sensitivity-n, diffid"
+PROTOCOLS = "rise, cpa, agi_isa, agi_isa-union"
 REDUCTIONS = ("sum", "abs_sum", "max_abs")
 
 FILE = click.Path(path_type=Path)
@@ -184,3 +185,18 @@ def warnings_said() -> Iterator[None]:
 def preprocess_of(text: str | None) -> str | None:
     """The option `--preprocess` as `onnxplain.open` takes it."""
     return {None: "auto", "none": None}.get(text, text)
+
+
+def settings_of(ids: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`K=V` and `ID.K=V` by method or metric."""
+    given: dict[str, dict[str, str]] = {id: {} for id in ids}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        id, dot, key = name.rpartition(".")
+        if not equals or (dot and id not in given) or (not dot and len(given) > 1):
+            raise click.BadParameter(
+                f"expected {'ID.' * (len(given) > 1)}K=V (ids: {', '.join(given)}), got {setting!r}",
+                param_hint="--set",
+            )
+        given[id if dot else ids[0]][key] = value
+    return given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,12 @@ import rich_click as click
 
 from onnxplain.cli import options
 from onnxplain.cli.collect import Observe, collect
-from onnxplain.cli.tables import METRICS, WIDE, as_text, wide
+from onnxplain.cli.tables import WIDE, as_text, columns, wide
 from onnxplain.cli.terminal import result, terminal
 
 if TYPE_CHECKING:
     from onnxplain.engine.drive import Outcome
+    from onnxplain.engine.metrics import MapMetric
     from onnxplain.files import Scored
 
 SUMMARY = {"method": "method", "protocol": "protocol", "reduction": "reduction", "metric": "metric",
@@ -27,8 +28,20 @@ SUMMARY = {"method": "method", "protocol": "protocol", "reduction": "reduction",
     "heatmaps", type=options.FILE, nargs=-1, required=True, metavar="HEATMAP...", help=".npz or .npy files."
 )
 @click.option(
+    "--metric",
+    "ids",
+    multiple=True,
+    default=("insertion-deletion",),
+    show_default=True,
+    metavar="ID",
+    help=f"One of {options.METRICS}; may be repeated.",
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="K=V", help="A parameter of the metric; ID.K=V of one of several."
+)
+@click.option(
     "--protocol", "protocols", multiple=True, default=("rise",), show_default=True, metavar="NAME",
-    help=f"One of {options.PROTOCOLS}; may be repeated.",
+    help=f"Of insertion-deletion: one of {options.PROTOCOLS}; may be repeated.",
 )  # fmt: skip
 @click.option("--step", type=click.IntRange(1), help="Pixels that change at a step. [default: the protocol's]")
 @options.reduce
@@ -49,10 +62,13 @@ SUMMARY = {"method": "method", "protocol": "protocol", "reduction": "reduction",
 @options.overwrite
 @options.format("text", "json", "jsonl", "csv")
 def command(
-    model: Path, heatmaps: tuple[Path, ...], protocols: tuple[str, ...], step: int | None, reduce: str, key: str | None,
-    images: tuple[Path, ...], curves: bool, output: Path | None, opening: Mapping[str, Any], overwrite: bool, form: str,
+    model: Path, heatmaps: tuple[Path, ...], ids: tuple[str, ...], settings: tuple[str, ...],
+    protocols: tuple[str, ...], step: int | None, reduce: str, key: str | None, images: tuple[Path, ...], curves: bool, output: Path | None,
+    opening: Mapping[str, Any], overwrite: bool, form: str,
 ) -> int:  # fmt: skip
     """Score saved heatmaps by insertion and deletion: does the class appear, or vanish, with the pixels ranked first?
+
+    Other metrics are Sensitivity-N and DiffID; each runs the model forward only.
 
     Takes heatmap files of onnxplain and plain arrays (H,W) or (C,H,W) of other tools, which need --image.
     Every score says its protocol and its reduction: without them it means nothing.
@@ -61,13 +77,14 @@ def command(
     Example:
       onnxplain score model.onnx out/*.npz --protocol rise
       onnxplain score model.onnx cam.npy --image photo.jpg --protocol agi_isa --format json --curves
+      onnxplain score model.onnx out/*.npz --metric sensitivity-n --set subsets=50
     """
     from onnxplain.engine.atomic import refuse_existing, writable_file, write_atomically
-    from onnxplain.engine.metrics import InsertionDeletion, Protocol, Scores
+    from onnxplain.engine.metrics import Scores
     from onnxplain.explainer import open
     from onnxplain.files import score_heatmaps
 
-    metrics = [InsertionDeletion(Protocol.named(name, step), reduce) for name in dict.fromkeys(protocols)]
+    metrics = metrics_of(ids, options.settings_of(ids, settings), protocols, step, reduce)
     if output is not None:
         if output.suffix not in (".json", ".jsonl", ".csv"):
             raise click.BadParameter(
@@ -104,9 +121,28 @@ def command(
             write_atomically(output, f"{done.document(output.suffix[1:], **means)}\n".encode(), overwrite=overwrite)
     finally:  # hours of scoring are not lost with a disk that filled up meanwhile
         if form == "text" and done.rows:
-            result(as_text(wide(done.rows), WIDE | METRICS))
+            result(as_text(wide(done.rows), WIDE | columns(done.rows)))
             if means:
                 result("\nmeans\n" + as_text(means["summary"], SUMMARY))
         elif form in ("json", "csv"):
             result(done.document(form, **means))
     return done.exit_code
+
+
+def metrics_of(
+    ids: Sequence[str], given: Mapping[str, Mapping[str, str]], protocols: Sequence[str], step: int | None, reduce: str
+) -> list[MapMetric]:
+    """The metrics that are asked for; insertion and deletion once for each protocol."""
+    from onnxplain.engine.metrics import from_options, parameters
+
+    made = []
+    for id in dict.fromkeys(ids):
+        shared = {"reduce": reduce} if "reduce" in parameters(id) else {}
+        if id != "insertion-deletion":
+            made.append(from_options(id, shared | dict(given[id])))
+            continue
+        steps = {} if step is None else {"step": str(step)}
+        made += [
+            from_options(id, shared | {"protocol": name} | steps | dict(given[id])) for name in dict.fromkeys(protocols)
+        ]
+    return made

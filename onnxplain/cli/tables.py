@@ -58,6 +58,13 @@ def as_text(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> st
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+def columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The metrics of rows as columns: those of insertion and deletion in their order, then others."""
+    found = dict.fromkeys(row["metric"] for row in rows)
+    known = {name: heading for name, heading in METRICS.items() if name in found}
+    return known | {name: name.replace("_", " ") for name in found if name not in known}
+
+
 def cell(value: Any) -> str:
     if value is None or value != value:
         return "-"

@@ -22,7 +22,7 @@ import numpy as np
 from onnxplain.engine.drive import Model, Outcome, Usage, drive
 from onnxplain.engine.explanation import Explanation, plain
 from onnxplain.engine.methods import Method, to_dict
-from onnxplain.engine.metrics import InsertionDeletion
+from onnxplain.engine.metrics import MapMetric
 from onnxplain.engine.requests import Array, Head, Logits, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import InputError, OnnxplainError, UsageError
@@ -77,7 +77,7 @@ class Measure:
 
     id: str
     params: Mapping[str, Any]
-    metric: InsertionDeletion
+    metric: MapMetric
 
 
 @dataclass(frozen=True, kw_only=True)

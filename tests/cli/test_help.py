@@ -14,7 +14,7 @@ from onnxplain.cli import options
 from onnxplain.cli.main import COMMANDS, cli
 from onnxplain.engine.heatmap import Reduction
 from onnxplain.engine.methods import METHODS
-from onnxplain.engine.metrics import PROTOCOLS
+from onnxplain.engine.metrics import METRICS, PROTOCOLS
 
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "cv2", "matplotlib", "PIL")
 
@@ -61,6 +61,7 @@ def test_the_version():
 
 def test_names_in_help_texts_are_those_of_the_engine():
     assert options.METHODS.split(", ") == list(METHODS)
+    assert options.METRICS.split(", ") == list(METRICS)
     assert options.PROTOCOLS.split(", ") == list(PROTOCOLS)
     assert list(options.REDUCTIONS) == list(Reduction)
 

@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from enum import Enum
+from fractions import Fraction
 from typing import Any, get_args, get_origin
 
 import numpy as np
@@ -38,6 +39,10 @@ def read(text: str, kind: Any) -> Any:
     """`text` as a value of one plain type; a `ValueError` or `LookupError` if it is none."""
     if kind is int:
         return int(text)
+    if kind is str:
+        return text
+    if kind is Fraction:
+        return Fraction(text)
     if kind is float:
         above, slash, below = text.partition("/")  # reads 5/255 too, and neither nan nor inf
         number = float(above) / (float(below) if slash else 1)
@@ -61,10 +66,11 @@ def words(kind: Any) -> dict[str, Any]:
 def describe(kind: Any) -> str:
     """A type in the words of an error message."""
     if get_origin(kind) is tuple:
-        return "whole numbers with commas between"
+        return {int: "whole numbers", float: "numbers"}[get_args(kind)[0]] + " with commas between"
     if words(kind):
         return " or ".join(words(kind))
-    return {int: "a whole number", float: "a number"}.get(kind, "an array (from Python only)")
+    names = {int: "a whole number", float: "a number", str: "a word", Fraction: "a share such as 1/56"}
+    return names.get(kind, "an array (from Python only)")
 
 
 def plain(value: Any) -> Any:

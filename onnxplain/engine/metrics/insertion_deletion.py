@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from fractions import Fraction
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.engine.drive import Model, drive, forward_model
-from onnxplain.engine.heatmap import reduce_channels, reduction, require_finite
+from onnxplain.engine.heatmap import Reduction, reduction
+from onnxplain.engine.metrics.maps import per_pixel, require_map
 from onnxplain.engine.metrics.protocols import Order, Protocol, Substrate
 from onnxplain.engine.requests import Head, Logits, Program
 from onnxplain.engine.space import Space
@@ -93,6 +95,7 @@ class InsertionDeletion:
     taken as it is, with the reduction "none"; a union protocol ranks the channels themselves, with "union".
     """
 
+    id: ClassVar[str] = "insertion-deletion"
     protocol: Protocol
     reduce: str
 
@@ -100,6 +103,13 @@ class InsertionDeletion:
         protocol = protocol if isinstance(protocol, Protocol) else Protocol.named(protocol)
         object.__setattr__(self, "protocol", protocol)
         object.__setattr__(self, "reduce", str(reduction(reduce)))
+
+    @classmethod
+    def named(
+        cls, *, protocol: str = "rise", step: int | Fraction | None = None, reduce: Reduction = Reduction.SUM
+    ) -> InsertionDeletion:
+        """The metric under the protocol of that name, with another `step` if one is given."""
+        return cls(Protocol.named(protocol, step), reduce)
 
     def __call__(
         self,
@@ -160,16 +170,7 @@ class InsertionDeletion:
 
     def ranked(self, x: Array, heatmap: Array, channel_axis: int, name: str) -> tuple[Array, str]:
         """What is ranked, (rankings, HW), and how it came from the channels."""
-        if not isinstance(heatmap, np.ndarray) or heatmap.dtype.kind not in "biuf":
-            what = heatmap.dtype.name if isinstance(heatmap, np.ndarray) else type(heatmap).__name__
-            raise InputError(f"{name}: expected an array of real numbers, got {what}; next: numpy.asarray makes one")
-        size = tuple(np.delete(x.shape, channel_axis))
-        if heatmap.shape not in (x.shape, size):
-            raise InputError(
-                f"{name}: expected shape {list(map(int, size))} or {list(x.shape)}, got {list(heatmap.shape)}; "
-                "next: make the map for this model, maps are never resized"
-            )
-        require_finite(heatmap, name)
+        require_map(x, heatmap, channel_axis, name)
         if self.protocol.order is Order.UNION:
             if heatmap.ndim == 2:
                 raise InputError(
@@ -177,9 +178,8 @@ class InsertionDeletion:
                     "next: give a map with channels, or use agi_isa"
                 )
             return np.moveaxis(heatmap, channel_axis, 0).reshape(x.shape[channel_axis], -1), "union"
-        if heatmap.ndim == 2:
-            return heatmap.reshape(1, -1), "none"
-        return reduce_channels(heatmap, self.reduce, channel_axis).reshape(1, -1), self.reduce
+        values, how = per_pixel(heatmap, self.reduce, channel_axis)
+        return values[None], how
 
     def rows(self, height: int, width: int) -> int:
         """How many rows one map of this size costs: for progress bars."""

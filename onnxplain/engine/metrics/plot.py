@@ -33,7 +33,7 @@ def plot_curves(
         from matplotlib.figure import Figure  # draws with Agg: no display, no state of pyplot
     except ImportError as error:
         raise BackendMissing("matplotlib", "demo") from error
-    rows = [row for row in rows if "curve" in row]
+    rows = [row for row in rows if "curve" in row and row["metric"] in GAMES]
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
     if not rows:
         raise UsageError("no row has a curve to draw; next: keep the curves when scoring")

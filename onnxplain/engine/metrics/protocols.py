@@ -86,6 +86,9 @@ PROTOCOLS = {
     for protocol in (
         # Petsiuk et al. 2018. Its notebook changes 224 pixels at a step, its runs over 5000 images 1792.
         Protocol(name="rise", step=None, insertion=Substrate.BLUR, deletion=Substrate.ZERO),
+        # Akhtar and Jalwana 2023 publish the area of insertion minus deletion and no protocol; of those in use this one
+        # is the most likely, since they cite RISE and report gaps too large for black on both sides.
+        Protocol(name="cpa", step=224, insertion=Substrate.BLUR, deletion=Substrate.ZERO),
         # Zhu et al. 2024 (ISA) and Pan et al. 2021 (AGI), as the papers describe it.
         Protocol(name="agi_isa", step=224, insertion=Substrate.BLACK, deletion=Substrate.BLACK),
         # The same, as their released code does it: advanced indexing makes it change all three channels of a pixel

@@ -287,7 +287,7 @@ class TestRefusals:
 
 class TestProtocols:
     def test_presets(self):
-        assert list(PROTOCOLS) == ["rise", "agi_isa", "agi_isa-union"]
+        assert list(PROTOCOLS) == ["rise", "cpa", "agi_isa", "agi_isa-union"]
         assert [str(p) for p in PROTOCOLS.values()] == list(PROTOCOLS)
 
     @pytest.mark.parametrize(("size", "q", "n"), [(224, 224, 224), (299, 400, 224), (10, 1, 100), (1, 1, 1)])
