@@ -81,8 +81,8 @@ class DiffID:
         x: Array,
         heatmap: Array,
         *,
-        space: Space,
-        head: Head = Head.SOFTMAX,
+        space: Space,  # noqa: ARG002 (what replaces pixels is made of the image)
+        head: Head = Head.SOFTMAX,  # noqa: ARG002 (logits only)
         channel_axis: int = 0,
         name: str = "heatmap",
     ) -> Program[Differences]:
