@@ -259,11 +259,21 @@ def test_every_method_and_its_parameters_are_on_a_page() -> None:
 
 
 def test_every_protocol_and_metric_is_on_the_metrics_page() -> None:
-    from onnxplain.engine.metrics import PROTOCOLS
+    from onnxplain.engine.metrics import METRICS, PROTOCOLS, to_dict
 
     page = (ROOT / "docs/reference/metrics.md").read_text("utf-8")
-    metrics = ("insertion_auc", "insertion_mean", "deletion_auc", "deletion_mean", "difference_auc")
-    assert [word for word in (*PROTOCOLS, *metrics) if f"`{word}`" not in page] == []
+    metrics = (
+        "insertion_auc",
+        "insertion_mean",
+        "deletion_auc",
+        "deletion_mean",
+        "difference_auc",
+        "sensitivity_n",
+        "diffid_logit",
+        "diffid_accuracy",
+    )
+    parameters = [name for metric in METRICS.values() for name in to_dict(metric) if name not in ("protocol", "reduce")]
+    assert [word for word in (*PROTOCOLS, *metrics, *METRICS, *parameters) if f"`{word}`" not in page] == []
 
 
 def test_the_changelog_has_the_version_of_the_package() -> None:

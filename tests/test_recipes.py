@@ -296,7 +296,7 @@ def test_the_recipe_of_the_page_about_recipes_is_read():
 # shipped recipes
 
 PAPERS = (
-    "cpa-sensitivity", "cpa-table1", "cpa-table2", "cpa-table3", "cpa-table4",
+    "cpa-figure3", "cpa-sensitivity", "cpa-table1", "cpa-table2", "cpa-table3", "cpa-table4",
     "isa-figure3", "isa-table1", "isa-table2",
 )  # fmt: skip
 

@@ -147,7 +147,6 @@ def metrics_of(
     stepped = {} if step is None else {"step": str(step)}
     made: list[MapMetric] = []
     for id, settings_of_it in given.items():
-        one = id != INSERTION_DELETION
-        games = [{}] if one else [{"protocol": name, **stepped} for name in protocols or ("rise",)]
+        games = [{"protocol": name, **stepped} for name in protocols or ("rise",)] if id == INSERTION_DELETION else [{}]
         made += [from_options(id, game | reduced | settings_of_it) for game in games]
     return list(dict.fromkeys(made))

@@ -582,6 +582,41 @@ def test_a_constant_map_is_scored_with_a_warning(place):
     assert "constant" in result.stderr
 
 
+def test_other_metrics_are_scored_with_their_parameters(place):
+    heatmaps = place.explained()
+    both = ("--metric", "sensitivity-n", "--metric", "diffid", "--set", "sensitivity-n.subsets=5")
+    result = run("score", place.model, *heatmaps, *both, "--format", "json")
+    rows = rows_of(result)
+    assert [row["metric"] for row in rows[:3]] == ["sensitivity_n", "diffid_logit", "diffid_accuracy"]
+    assert (rows[0]["reduction"], rows[1]["reduction"]) == ("sum", "abs_sum")
+    assert "subsets=5" in rows[0]["protocol"]
+    assert not any("curve" in row or "ratios" in row for row in rows)
+    assert len(json.loads(result.stdout)["summary"]) == 3
+    (row,) = rows_of(
+        run("score", place.model, heatmaps[0], *both[:2], "--set", "ratios=0.1,0.5", "--curves", "--format", "json")
+    )
+    assert (len(row["curve"]), row["ratios"]) == (2, [0.1, 0.5])
+    head, *lines = run("score", place.model, heatmaps[0], *both, "--reduce", "max_abs").stdout.splitlines()
+    assert "sensitivity n" in head
+    assert "diffid accuracy" in head
+    assert "insertion" not in head
+    assert [line.count("max_abs") for line in lines] == [1, 1]
+    table = run("score", place.model, heatmaps[0], *both, "--format", "csv").stdout
+    assert {"dropped", "full_logit"} <= set(table.splitlines()[0].split(","))
+    mixed = run("score", place.model, heatmaps[0], *both, "--metric", "insertion-deletion", "--protocol", "cpa")
+    assert "insertion auc" in mixed.stdout
+
+
+def test_wrong_metrics_and_their_parameters_are_told(place):
+    heatmap = place.explained()[0]
+    score = ("score", place.model, heatmap, "--metric")
+    complain(run(*score, "sensitivity"), 2, "unknown metric 'sensitivity'; did you mean sensitivity-n?")
+    complain(run(*score, "sensitivity-n", "--set", "subset=3"), 2, "unknown parameter 'subset'; did you mean subsets?")
+    complain(run(*score, "diffid", "--set", "ratios=a"), 2, "diffid: ratios: expected numbers with commas between")
+    complain(run(*score, "diffid", "--protocol", "rise"), 2, "--protocol and --step belong to insertion-deletion")
+    complain(run(*score, "diffid", "--metric", "sensitivity-n", "--set", "ratios=0.1"), 2, "expected METRIC.K=V")
+
+
 # interrupts
 
 

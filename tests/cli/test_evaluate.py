@@ -443,7 +443,7 @@ def test_shipped_recipes_are_listed(place):
     listed = run("evaluate", "--list")
     assert (listed.exit_code, listed.stderr) == (0, "")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
-        "recipe", "cpa-sensitivity", "cpa-table1", "cpa-table2", "cpa-table3", "cpa-table4",
+        "recipe", "cpa-figure3", "cpa-sensitivity", "cpa-table1", "cpa-table2", "cpa-table3", "cpa-table4",
         "isa-figure3", "isa-table1", "isa-table2",
     ]  # fmt: skip
     complain(run("evaluate"), 2, "Missing argument 'RECIPE'")

@@ -1,6 +1,6 @@
 """DiffID: insertion minus deletion, where what is not kept becomes the mean of what is.
 
-Yang, Wang, Bilgic: Local path integration for attribution, AAAI 2023. With K the kept pixels, and c and z_c the
+The metric of LPI, local path integration (AAAI 2023), as its released code has it. With K the kept pixels, and c and z_c the
 class and its logit of the full image,
 
     x_K = x in K, the mean of x over K (of each channel) elsewhere
@@ -81,8 +81,8 @@ class DiffID:
         x: Array,
         heatmap: Array,
         *,
-        space: Space,  # noqa: ARG002 (what replaces pixels is made of the image)
-        head: Head = Head.SOFTMAX,  # noqa: ARG002 (logits only)
+        space: Space,  # noqa: ARG002 -- as all metrics have it
+        head: Head = Head.SOFTMAX,  # noqa: ARG002 -- the same
         channel_axis: int = 0,
         name: str = "heatmap",
     ) -> Program[Differences]:
