@@ -23,13 +23,13 @@ from onnxplain.engine.drive import Model, drive, forward_model
 from onnxplain.engine.heatmap import reduction
 from onnxplain.engine.metrics.maps import one_a_pixel, require_map
 from onnxplain.engine.metrics.protocols import Order, Protocol, Substrate
-from onnxplain.engine.requests import Head, Logits, Program
+from onnxplain.engine.requests import Blends, Head, Logits, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import InputError, UsageError
 
 Array: TypeAlias = NDArray[Any]
 
-CHUNK = 32  # frames that exist at once
+CHUNK = 32  # frames that are asked for at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class InsertionDeletion:
         channel_axis: int = 0,
         name: str = "heatmap",
     ) -> Program[Played]:
-        """The games as a program, which asks for `Logits` of at most 32 frames at once.
+        """The games as a program, which asks for `Blends` of at most 32 frames at once.
 
         Args:
             x: one image (C, H, W), in the space and dtype of the model's input.
@@ -230,7 +230,7 @@ def frames(start: Array, finish: Array, when: Array, n: int, c: int, head: Head)
     s: list[float] = []
     for i in range(1, n, CHUNK):
         steps = np.arange(i, min(i + CHUNK, n)).reshape(-1, 1, 1, 1)
-        logits = yield Logits(np.where(when < steps, finish, start))
+        logits = yield Blends(start, finish, when < steps)
         s.extend(probability(logits, c, head))
     return s
 
