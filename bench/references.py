@@ -3,7 +3,7 @@
     python bench/references.py [MODEL ...] --photos 10
 
 A MODEL is a name under ../shared/data, such as cifar10/models/resnet20_cifar10. The comparisons are those of
-tests/engine/methods/test_against_*.py, with the steps that the methods have by default.
+tests/engine/methods/test_against_*.py and test_perturbation_captum.py, with the steps that methods have by default.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/engine/methods
 import pytest  # noqa: E402
 import test_against_captum as captum  # noqa: E402
 import test_against_pair as pair  # noqa: E402
+import test_perturbation_captum as perturbation  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 from shared_photos import classifier  # noqa: E402
 
@@ -30,6 +31,7 @@ from onnxplain.engine.methods import (  # noqa: E402
     GuidedIG,
     IntegratedGradients,
     Method,
+    Occlusion,
     Rule,
     Saliency,
     SmoothGrad,
@@ -78,6 +80,19 @@ def from_pair(make: type, **told: object) -> Theirs:
     return attribute
 
 
+def occluded(method: Occlusion) -> Theirs:
+    """Captum's map, shared out among the channels."""
+
+    def attribute(explainer: Explainer, x: Array, classes: Array) -> Array:
+        maps = [
+            perturbation.occlusion(explainer.logits, image, perturbation.zero_of(explainer, image), target, method)
+            for image, target in zip(x, classes.tolist(), strict=True)
+        ]
+        return np.broadcast_to(np.stack(maps)[:, None] / x.shape[1], x.shape)
+
+    return attribute
+
+
 PAIRS: list[tuple[str, Method, Theirs]] = [
     *(
         (f"IG, {name}, 50 steps (Captum)", IntegratedGradients(rule=rule), from_captum(captum.integrated(name, 50)))
@@ -101,6 +116,10 @@ PAIRS: list[tuple[str, Method, Theirs]] = [
             "smoothgrad_sq": SmoothGrad.squared(samples=25),
             "vargrad": SmoothGrad.variance(samples=25),
         }.items()
+    ),
+    *(
+        (f"Occlusion, windows of {method.window}, stride {method.stride} (Captum)", method, occluded(method))
+        for method in (Occlusion(objective=Kind.LOGIT), Occlusion(window=5, stride=2, objective=Kind.LOGIT))
     ),
     ("Guided IG, 200 steps (PAIR)", GuidedIG(), from_pair(pair.pair.GuidedIG)),
     ("Blur IG, 100 steps (PAIR)", BlurIG(), from_pair(pair.pair.BlurIG)),

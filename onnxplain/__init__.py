@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from onnxplain.adapters.export import write_gradient_model
     from onnxplain.adapters.gradient.classifier import gradient_model
     from onnxplain.adapters.gradient.differentiate import Coverage, coverage, differentiate
+    from onnxplain.adapters.gradient.rules.deeplift import DEEPLIFT
     from onnxplain.adapters.gradient.rules.quantize import STRAIGHT_THROUGH
     from onnxplain.adapters.inspection import inspect
+    from onnxplain.adapters.randomise import randomised, weight_layers
     from onnxplain.adapters.verify import verify
     from onnxplain.engine import methods, metrics
     from onnxplain.engine.explanation import Explanation
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from onnxplain.files import explain_photos, score_heatmaps
 
 __all__ = [
+    "DEEPLIFT",
     "STRAIGHT_THROUGH",
     "Coverage",
     "Explainer",
@@ -32,12 +35,15 @@ __all__ = [
     "methods",
     "metrics",
     "open",
+    "randomised",
     "score_heatmaps",
     "verify",
+    "weight_layers",
     "write_gradient_model",
 ]
 
 _HOMES = {
+    "DEEPLIFT": "onnxplain.adapters.gradient.rules.deeplift",
     "STRAIGHT_THROUGH": "onnxplain.adapters.gradient.rules.quantize",
     "Coverage": "onnxplain.adapters.gradient.differentiate",
     "Explainer": "onnxplain.explainer",
@@ -49,8 +55,10 @@ _HOMES = {
     "explain_photos": "onnxplain.files",
     "inspect": "onnxplain.adapters.inspection",
     "open": "onnxplain.explainer",
+    "randomised": "onnxplain.adapters.randomise",
     "score_heatmaps": "onnxplain.files",
     "verify": "onnxplain.adapters.verify",
+    "weight_layers": "onnxplain.adapters.randomise",
     "write_gradient_model": "onnxplain.adapters.export",
 }
 

@@ -20,7 +20,7 @@ from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY, without
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
-from onnxplain.engine.drive import BIASES, GRADIENT, LAYERS, LOGITS, Model, Outcome, Usage, drive, run
+from onnxplain.engine.drive import BIASES, GRADIENT, LAYERS, LOGITS, MULTIPLIERS, Model, Outcome, Usage, drive, run
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.protocol import Closing
 from onnxplain.engine.explanation import Explanation
@@ -139,10 +139,13 @@ class Explainer(Closing):
             GRADIENT: self._start_gradient,
             LAYERS: self._start_layers,
             BIASES: self._start_biases,
+            MULTIPLIERS: self._start_multipliers,
         }
         return Model(start, batch_size=self.batch_size, head=self.head)
 
     def _start_gradient(self) -> OnnxRuntimeExecutor:
+        if self._halves.gradient is None and self._halves.multipliers is not None:
+            raise UsageError("the model has multipliers, and no gradients; next: give the classifier")
         if self._halves.gradient is None:
             raise UsageError("opened forward only: there are no gradients; next: open it with gradient=True")
         return self._start(without_layers(self._halves.gradient))
@@ -158,6 +161,11 @@ class Explainer(Closing):
         if self._halves.biases is None:
             raise UsageError("opened forward only: there are no bias-gradients; next: open it with gradient=True")
         return self._start(self._halves.biases())
+
+    def _start_multipliers(self) -> OnnxRuntimeExecutor:
+        if self._halves.multipliers is None:
+            raise UsageError("opened forward only: there are no multipliers; next: open it with gradient=True")
+        return self._start(self._halves.multipliers())
 
     @property
     def layers(self) -> list[dict[str, Any]]:

@@ -12,6 +12,11 @@ import pytest
 REQUIRED = "ONNXPLAIN_REQUIRE_FRAMEWORKS"
 # Their pins of other packages are older than what is tested here, so they come alone.
 ALONE = {"captum": "--no-deps captum==0.9.0", "saliency": "--no-deps saliency==0.2.1"}
+EXTRAS = {
+    "pyarrow": '"onnxplain[results]"',
+    "skimage": '"onnxplain[superpixels]"',
+    "sklearn": '"onnxplain[superpixels]"',
+}
 REQUIRED_RUNTIMES = "ONNXPLAIN_REQUIRE_RUNTIMES"  # their modules' names with commas between, or "1" for all
 
 
@@ -22,9 +27,7 @@ def framework(name: str, load: Callable[[], ModuleType] | None = None) -> Module
     except ImportError:
         if os.environ.get(REQUIRED):
             raise
-        package = (ALONE | {"pyarrow": '"onnxplain[results]"'}).get(
-            name.partition(".")[0], '"onnxplain[test-frameworks,test-references]"'
-        )
+        package = (ALONE | EXTRAS).get(name.partition(".")[0], '"onnxplain[test-frameworks,test-references]"')
         pytest.skip(f"{name} is not installed (pip install {package})", allow_module_level=True)
 
 

@@ -11,6 +11,7 @@ import onnx
 import onnx.parser
 import pytest
 import tiny
+from frameworks import framework
 from PIL import Image
 
 import onnxplain as ox
@@ -28,7 +29,6 @@ X = np.random.default_rng(0).random((3, 3, 8, 8), np.float32)
 METHODS: list[Method] = [
     ox.methods.ISA(k=50, t1=2, t2=3), CrediblePath(kernels=(3, 5), steps=10, max_iter=4), IntegratedGradients(steps=5),
     Saliency(), ox.methods.Occlusion(window=3, stride=2),
-    ox.methods.KernelSHAP(segments=np.add.outer(2 * (np.arange(8) // 4), np.arange(8) // 4)),
 ]  # fmt: skip
 
 
@@ -82,6 +82,24 @@ def test_channels_last_is_the_same_image_in_another_layout(method: Method, prepr
         else:
             np.testing.assert_allclose(np.moveaxis(a.attribution, -1, 0), b.attribution, rtol=1e-3, atol=1e-4)
             np.testing.assert_allclose(a.heatmap(), b.heatmap(), rtol=1e-3, atol=1e-4)
+
+
+def test_superpixels_of_a_model_with_channels_last_and_of_a_grey_one() -> None:
+    """All 14 coalitions of four superpixels, do not depend on the layout; draws do."""
+    framework("sklearn")
+    cut = np.add.outer(2 * (np.arange(8) // 4), np.arange(8) // 4)
+    exact, drawn = ox.methods.KernelSHAP(segments=cut), ox.methods.LIME(segments=cut, samples=40)
+    with ox.open(tiny.classifier(), preprocess=SPEC) as first, ox.open(LAST, preprocess=SPEC) as last:
+        for a, b in zip(last.explain(X.transpose(0, 2, 3, 1), exact), first.explain(X, exact), strict=True):
+            np.testing.assert_allclose(np.moveaxis(a.attribution, -1, 0), b.attribution, rtol=1e-3, atol=1e-4)
+        assert last.explain(X.transpose(0, 2, 3, 1), drawn)[0].attribution.shape == (8, 8, 3)
+    for shape in ("[N, 1, 8, 8]", "[N, 8, 8, 1]"):
+        with ox.open(grey_model(shape), preprocess=GREY, gradient=False) as grey:
+            x = X[:1, :1].reshape(1, *grey.forward.image_shape)
+            for method in (exact, drawn, ox.methods.RISE(masks=20)):
+                map = grey.explain(x, method)[0].attribution
+                assert map.shape == x.shape[1:]
+                assert map.any()
 
 
 def test_photos_and_scores_of_a_model_with_channels_last(photo: Path, tmp_path: Path) -> None:

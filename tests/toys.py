@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.engine.drive import BIASES, GRADIENT, LAYERS, LOGITS, Model, run
+from onnxplain.engine.drive import BIASES, GRADIENT, LAYERS, LOGITS, MULTIPLIERS, Model, run
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.protocol import Executor, TensorSpec
 from onnxplain.engine.methods import Method, Task
@@ -35,7 +35,8 @@ class Toy:
 
     `layer(x, v)` is an inner layer A and the gradient of <v, z> with respect to it, both (C,h,w): without one, the
     image itself. `biases(x, v)` are the bias-gradients (C,h,w) and what else <v, z> has beside the gradient times x:
-    without them, all of that together.
+    without them, all of that together. `multipliers(x, x', v)` are those of DeepLIFT for <v, z>: without them, the
+    gradient at x, which they are on affine models.
     """
 
     logits: Callable[[Array], Array]
@@ -44,6 +45,7 @@ class Toy:
     classes: int = 3
     layer: Callable[[Array, Array], tuple[Array, Array]] | None = None
     biases: Callable[[Array, Array], tuple[list[Array], Any]] | None = None
+    multipliers: Callable[[Array, Array, Array], Array] | None = None
 
     def inside(self, x: Array, v: Array) -> tuple[Array, Array]:
         if self.layer is not None:
@@ -87,17 +89,30 @@ def tanh_net(inner: Array, bias: Array, outer: Array, shape: tuple[int, ...] | N
         a, slope = (inner @ x.reshape(-1) + bias).reshape(h.shape), 1 - h * h
         return [g * slope * bias.reshape(h.shape), g * (h - slope * a)], 0.0
 
+    def multipliers(x: Array, reference: Array, v: Array) -> Array:
+        a, b = inner @ x.reshape(-1) + bias, inner @ reference.reshape(-1) + bias
+        slope = [np.tanh(p) - np.tanh(q) if p != q else 1 - np.tanh(p) ** 2 for p, q in zip(a, b, strict=True)]
+        over = [p - q if p != q else 1.0 for p, q in zip(a, b, strict=True)]
+        return np.reshape(inner.T @ (np.array(slope) / np.array(over) * (outer.T @ v)), x.shape)
+
     logits = lambda x: outer @ np.tanh(inner @ x.reshape(-1) + bias)  # noqa: E731
-    return Toy(logits, pull_back, shape or inner.shape[1:], len(outer), layer, biases)
+    return Toy(logits, pull_back, shape or inner.shape[1:], len(outer), layer, biases, multipliers)
 
 
 def relu_net(seed: int, size: int = 6, classes: int = 3) -> Toy:
     """z = V relu(W x), without biases, so that z(c x) = c z(x) for c > 0."""
     draw = np.random.default_rng(seed)
     inner, outer = draw.normal(size=(16, size)), draw.normal(size=(classes, 16))
+
+    def multipliers(x: Array, reference: Array, v: Array) -> Array:
+        a, b = inner @ x, inner @ reference
+        change = np.maximum(a, 0) - np.maximum(b, 0)
+        slope = np.where(a == b, a > 0, change / np.where(a == b, 1, a - b))
+        return np.asarray(inner.T @ (slope * (outer.T @ v)))
+
     return Toy(
         lambda x: outer @ np.maximum(inner @ x, 0), lambda x, v: inner.T @ ((inner @ x > 0) * (outer.T @ v)),
-        (size,), classes,
+        (size,), classes, multipliers=multipliers,
     )  # fmt: skip
 
 
@@ -187,7 +202,7 @@ def executors(toy: Toy, dtype: Any = np.float64) -> tuple[FunctionExecutor, Func
 
 
 def looking_inside(toy: Toy, dtype: Any = np.float64) -> dict[str, FunctionExecutor]:
-    """The gradient models of a toy with its inner layer, and with its bias-gradients, by role."""
+    """The gradient models of a toy with its inner layer, with its bias-gradients, and with a reference, by role."""
     _, backward = executors(toy, dtype)
 
     def cotangents(feeds: Mapping[str, Array]) -> list[tuple[Array, Array]]:
@@ -207,7 +222,14 @@ def looking_inside(toy: Toy, dtype: Any = np.float64) -> dict[str, FunctionExecu
         more = {f"bias_gradient_{i}": layer for i, layer in enumerate(maps)}
         return {**backward(feeds), **more, "bias_sum": np.array(sums, dtype)}
 
+    def multipliers(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        rows = zip(cotangents(feeds), feeds["onnxplain_reference"], strict=True)
+        given = [toy.pull_back(x, v) if toy.multipliers is None else toy.multipliers(x, r, v) for (x, v), r in rows]
+        return {**backward({name: feeds[name] for name in backward.inputs}), "gradient": np.stack(given).astype(dtype)}
+
+    with_reference = {**backward.inputs, "onnxplain_reference": backward.inputs["x"]}
     return {
+        MULTIPLIERS: FunctionExecutor(multipliers, with_reference, backward.outputs),
         LAYERS: FunctionExecutor(layers, backward.inputs, backward.outputs),
         BIASES: FunctionExecutor(biases, backward.inputs, backward.outputs),
     }

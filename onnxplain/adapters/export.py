@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxplain.adapters.gradient.classifier import HEAD_KEY, forward_model, gradient_graph
 from onnxplain.adapters.gradient.differentiate import OnUnsupported
 from onnxplain.adapters.gradient.read import read
-from onnxplain.adapters.gradient.registry import DEFAULT, Rules
+from onnxplain.adapters.gradient.registry import DEFAULT, Rules, needs_reference
 from onnxplain.adapters.gradient.write import WrittenModel, staged, write_model, written
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, layers_of, notes_of, specification
 from onnxplain.adapters.verify import verified, verify_gradient
@@ -71,6 +71,8 @@ def write_gradient_model(
     places = [path.resolve() for path in (Path(source), *targets)]
     if len(set(places)) < len(places):
         raise UsageError("the source, the gradient model and the classifier are three files; next: give other names")
+    if verify and needs_reference(rules):
+        raise UsageError("multipliers are no derivative of the logits, to verify; next: write them with verify=False")
     refuse_existing(targets, overwrite=overwrite)
     ours = read(source)
     if GRADIENT_MODEL_KEY in ours.metadata_props:

@@ -15,11 +15,13 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient.classifier import (
     BIASES_KEY,
+    DEEPLIFT_ID,
     HEAD_KEY,
     LAYERS_KEY,
     NOTES_KEY,
     OBJECTIVES,
     OUTPUTS,
+    RULES_KEY,
     SOURCE_KEY,
     forward_model,
     gradient_model,
@@ -27,8 +29,9 @@ from onnxplain.adapters.gradient.classifier import (
 )
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message, stopped_at
 from onnxplain.adapters.gradient.read import ModelLike, read, refusing
+from onnxplain.adapters.gradient.rules.deeplift import DEEPLIFT
 from onnxplain.adapters.gradient.sweep import FLOATS
-from onnxplain.engine.drive import ACTIVATION, ACTIVATION_GRADIENT, BIAS_SUM, OBJECTIVE, TARGET
+from onnxplain.engine.drive import ACTIVATION, ACTIVATION_GRADIENT, BIAS_SUM, OBJECTIVE, REFERENCE, TARGET
 from onnxplain.engine.requests import Head
 from onnxplain.errors import (
     InvalidModel,
@@ -47,7 +50,8 @@ class Halves:
     """What runs of a classifier: `logits`, forward only, and the gradient model, None where it is not wanted.
 
     `layers` and `biases` make the gradient models with inner layers and with the bias-gradients of all layers, which
-    few methods ask for. `folder` is where weights lie that are not in the graphs themselves.
+    few methods ask for, and `multipliers` the one with a reference. `folder` is where weights lie that are not in the
+    graphs themselves.
     """
 
     logits: onnx.ModelProto
@@ -55,6 +59,7 @@ class Halves:
     folder: Path | None = None
     layers: Callable[[], onnx.ModelProto] | None = None
     biases: Callable[[], onnx.ModelProto] | None = None
+    multipliers: Callable[[], onnx.ModelProto] | None = None
 
 
 def halves(
@@ -101,6 +106,8 @@ def halves(
         with refusing("the model"):
             own = as_message(ours) if path is None else ir.to_proto(ours)
         folder = None if path is None else path.parent
+        if RULES_KEY in ours.metadata_props:
+            return Halves(forward_model(own), None, folder, multipliers=lambda: own)
         return with_roles(own, folder) if gradient else Halves(forward_model(own), None, folder)
     spec = specification(ours, path, preprocess)
     how: dict[str, Any] = {"preprocess": spec, "output": output, "head": head, "input_shape": input_shape}
@@ -110,21 +117,32 @@ def halves(
     made = gradient_model(model, **how)
 
     def again(**inside: Any) -> onnx.ModelProto:
-        """The gradient model with more outputs, of what must be the same classifier still."""
+        """The gradient model with more outputs, or by other rules, of what must be the same classifier still."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PartialGradientWarning)  # it has been said
+            if "rules" not in inside:
+                warnings.simplefilter("ignore", PartialGradientWarning)  # it has been said
             more = gradient_model(model, **how, **inside)
         if properties(more)[SOURCE_KEY] != properties(made)[SOURCE_KEY]:
             raise InvalidModel("the model has changed since it was opened; next: open it again")
         return more
 
     return Halves(
-        forward_model(made), made, layers=lambda: again(layers=layers), biases=lambda: again(bias_gradients=True)
+        forward_model(made),
+        made,
+        layers=lambda: again(layers=layers),
+        biases=lambda: again(bias_gradients=True),
+        multipliers=lambda: again(rules=DEEPLIFT),
     )
 
 
 def with_roles(made: onnx.ModelProto, folder: Path | None) -> Halves:
     """The halves of a gradient model that was exported, whose layers are those that it was exported with."""
+
+    def no_multipliers() -> onnx.ModelProto:
+        raise UsageError(
+            "a gradient model has no multipliers against a reference; next: give the classifier, or the model that "
+            "gradient_model(classifier, rules=onnxplain.DEEPLIFT) makes"
+        )
 
     def having(key: str, what: str, option: str) -> Callable[[], onnx.ModelProto]:
         def give() -> onnx.ModelProto:
@@ -143,6 +161,7 @@ def with_roles(made: onnx.ModelProto, folder: Path | None) -> Halves:
         folder,
         layers=having(LAYERS_KEY, "inner layers", "--layer auto"),
         biases=having(BIASES_KEY, "bias-gradients", "--bias-gradients"),
+        multipliers=no_multipliers,
     )
 
 
@@ -166,13 +185,14 @@ def gradient_model_problem(model: ir.Model) -> str | None:
     """
     meta = model.metadata_props
     inputs = {v.name: v for v in model.graph.inputs if v.name not in model.graph.initializers}
+    extra = (TARGET, OBJECTIVE, REFERENCE) if RULES_KEY in meta else (TARGET, OBJECTIVE)
     outputs = {v.name: v for v in model.graph.outputs}
     missing = [
-        *(f"the input {name}" for name in (TARGET, OBJECTIVE) if name not in inputs),
+        *(f"the input {name}" for name in extra if name not in inputs),
         *(f"the output {name}" for name in (*OUTPUTS, *inner_outputs(meta)) if name not in outputs),
         *(f"{key} in its metadata" for key in ("onnxplain.space", SOURCE_KEY) if key not in meta),
     ]
-    images = [v for name, v in inputs.items() if name not in (TARGET, OBJECTIVE)]
+    images = [v for name, v in inputs.items() if name not in extra]
     if missing:
         problem = f"lacks {', '.join(missing)}"
     elif len(images) != 1 or images[0].dtype not in FLOATS or not fixed(images[0], least=2):
@@ -185,6 +205,8 @@ def gradient_model_problem(model: ir.Model) -> str | None:
         problem = f"has the unknown head {meta.get(HEAD_KEY)!r} in its metadata"
     elif (meta["onnxplain.space"] == "pixel") != (PREPROCESS_KEY in meta):
         problem = f"has the space {meta['onnxplain.space']} with{'' if PREPROCESS_KEY in meta else 'out'} preprocessing"
+    elif meta.get(RULES_KEY, DEEPLIFT_ID) != DEEPLIFT_ID:
+        problem = f"was made by the unknown rules {meta[RULES_KEY]!r}"
     elif objectives_of(meta) != OBJECTIVES:
         problem = "has objectives that are not those of this version"
     else:

@@ -185,6 +185,8 @@ def verify(
         raise UsageError(f"{path} is a classifier itself, and compared with; next: leave the other classifier out")
     how: dict[str, Any] = {"head": head, "input_shape": input_shape, "on_unsupported": on_unsupported}
     made = halves(path, preprocess, None if ready else output, **how)
+    if made.gradient is None:
+        raise UsageError(f"{path} holds multipliers, which are no derivative of its logits; next: give its classifier")
     source = classifier if ready else path
     return Verified(
         model=str(path),

@@ -20,9 +20,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 METHODS = (
     "isa, isa-repo, isa-table1, credible, agi, agi-repo, big, big-reference, big-isa, ig, ig-average, "
     "ig-gaussian, eg, gig, gig-isa, fig, fig-isa, blur-ig, saliency, saliency-isa, smoothgrad, "
-    "smoothgrad-squared, vargrad, smoothgrad-pair, smoothgrad-captum, gradient-x-input, rise, rise-repo, "
-    "occlusion, lime, lime-repo, kernel-shap, grad-cam, layer-cam, hires-cam, score-cam, score-cam-repo, "
-    "fullgrad, fullgrad-repo"
+    "smoothgrad-squared, vargrad, smoothgrad-pair, smoothgrad-captum, gradient-x-input, deeplift, rise, "
+    "rise-repo, occlusion, lime, lime-repo, kernel-shap, grad-cam, layer-cam, hires-cam, score-cam, "
+    "score-cam-repo, fullgrad, fullgrad-repo"
 )
 METRICS = "insertion-deletion, sensitivity-n, diffid"
 PROTOCOLS = "rise, agi_isa, agi_isa-union, cpa"

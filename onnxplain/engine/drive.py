@@ -32,6 +32,7 @@ from onnxplain.engine.requests import (
     LayerGradients,
     Line,
     Logits,
+    Multipliers,
     PathSum,
     Points,
     Program,
@@ -56,6 +57,7 @@ NEEDED = {
 }
 PATIENCE = 4  # batches: a few rows of one role are not kept waiting for ever by the many of another
 TARGET, OBJECTIVE = "onnxplain_target", "onnxplain_objective"  # the extra inputs of a gradient model
+REFERENCE = "onnxplain_reference"  # and of one of multipliers
 ACTIVATION, ACTIVATION_GRADIENT = "activation_{}", "activation_gradient_{}"  # and its extra outputs, of layer i,
 BIAS_GRADIENT, BIAS_SUM = "bias_gradient_{}", "bias_sum"  # and of biases
 
@@ -112,6 +114,7 @@ class Model:
         self.head = head
         self.dtype = spec.dtype
         self.x = np.empty((batch_size, *self.image_shape), self.dtype)
+        self.reference = np.empty_like(self.x)
         self.target = np.empty((batch_size, classes), np.float32)
         self.code = np.empty(batch_size, np.int64)
         self.lock = RLock()
@@ -128,8 +131,10 @@ class Model:
         """Outputs for the first `count` rows of the buffers."""
         executor = self.executor(role)
         feeds = {self.input: self.x[:count]}
-        if role in (GRADIENT, LAYERS, BIASES):
+        if role != LOGITS:
             feeds |= {TARGET: self.target[:count], OBJECTIVE: self.code[:count]}
+        if role == MULTIPLIERS:
+            feeds |= {REFERENCE: self.reference[:count]}
         return executor(feeds)
 
 
@@ -264,6 +269,16 @@ class LayersWork(PointsWork):
         return BiasGradients(*common, self.all(BIAS_GRADIENT), self.found[BIAS_SUM])
 
 
+class MultipliersWork(PointsWork):
+    """`Multipliers` under way: `Points`, each with its reference."""
+
+    role = MULTIPLIERS
+
+    def __init__(self, request: Multipliers, model: Model) -> None:
+        super().__init__(Points(request.x, request.objective), model)
+        self.references = request.reference
+
+
 class LineWork:
     """`Line` under way: points are made when a batch has room for them, gradients are summed as they come."""
 
@@ -318,12 +333,12 @@ def is_valid(line: Line, i: int, j: int, gradient: Array) -> Array:
     return np.asarray(same_sign & (np.abs(ours) > np.abs(theirs)))
 
 
-Work: TypeAlias = LogitsWork | BlendsWork | PointsWork | LayersWork | LineWork
+Work: TypeAlias = LogitsWork | BlendsWork | PointsWork | LayersWork | MultipliersWork | LineWork
 
 
 def begin(request: Request, model: Model) -> Work:
     """The work that a request makes; wrong dtypes, shapes, targets and heads are caught here, once a request."""
-    for points in points_of(request):
+    for points in rows_of(request):
         if points.dtype != model.dtype or points.shape[1:] != model.image_shape:
             raise FeedMismatch(
                 f"input {model.input}: expected rows of {model.dtype.name}{list(model.image_shape)}, "
@@ -345,13 +360,17 @@ def begin(request: Request, model: Model) -> Work:
             return LineWork(request, model)
         case Activations() | Biases():
             return LayersWork(request, model)
+        case Multipliers():
+            return MultipliersWork(request, model)
 
 
-def points_of(request: Request) -> tuple[Array, ...]:
-    """The arrays of a request that are made of images, (n, ...)."""
+def rows_of(request: Request) -> tuple[Array, ...]:
+    """The arrays of a request that have a row for each of its images."""
     match request:
         case Line():
             return request.start, request.step
+        case Multipliers():
+            return request.x, request.reference
         case Blends():
             return request.start[None], request.finish[None]
         case _:
@@ -428,6 +447,8 @@ def drive(
                 if not isinstance(job.work, (LogitsWork, BlendsWork)):
                     target = job.work.target  # one for all rows, or one for each
                     model.target[at], model.code[at] = target if target.ndim == 1 else target[row], job.work.kind
+                if isinstance(job.work, MultipliersWork):
+                    model.reference[at] = job.work.references[row]
             started = time.perf_counter()
             outputs = model.run(role, len(batch))
             usage.runtime_seconds += time.perf_counter() - started

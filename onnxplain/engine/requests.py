@@ -189,8 +189,21 @@ class Biases:
 
 
 @dataclass(frozen=True, eq=False)
+class Multipliers:
+    """DeepLIFT multipliers of points `x` (n, ...) against their references (n, ...). Answer: `Gradients`.
+
+    They stand in the place of gradients: `gradient * (x - reference)` is what each feature contributes to the change of
+    the objective from the reference to the point.
+    """
+
+    x: Array
+    reference: Array
+    objective: Objective
+
+
+@dataclass(frozen=True, eq=False)
 class Gradients:
-    """The answer to `Points`."""
+    """The answer to `Points` and to `Multipliers`."""
 
     logits: Array  # (n, K)
     value: Array  # (n,)
@@ -228,7 +241,7 @@ class BiasGradients:
     sum: Array  # (n,): of all layers, those that do not lie on the picture too
 
 
-Request: TypeAlias = Logits | Blends | Points | Line | Activations | Biases
+Request: TypeAlias = Logits | Blends | Points | Line | Activations | Biases | Multipliers
 Result = TypeVar("Result")
 Program: TypeAlias = Generator[Request, Any, Result]
 

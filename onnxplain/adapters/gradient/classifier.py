@@ -23,11 +23,20 @@ from onnxplain.adapters.gradient.layers import Layer, Layers
 from onnxplain.adapters.gradient.objective import value_and_cotangent
 from onnxplain.adapters.gradient.prepare import blaming, prepare
 from onnxplain.adapters.gradient.read import ModelLike, files_of
-from onnxplain.adapters.gradient.registry import DEFAULT, Rules
+from onnxplain.adapters.gradient.reference import add_reference
+from onnxplain.adapters.gradient.registry import DEFAULT, Rules, needs_reference
 from onnxplain.adapters.gradient.sweep import single
-from onnxplain.engine.drive import ACTIVATION, ACTIVATION_GRADIENT, BIAS_GRADIENT, BIAS_SUM, OBJECTIVE, TARGET
+from onnxplain.engine.drive import (
+    ACTIVATION,
+    ACTIVATION_GRADIENT,
+    BIAS_GRADIENT,
+    BIAS_SUM,
+    OBJECTIVE,
+    REFERENCE,
+    TARGET,
+)
 from onnxplain.engine.requests import Head, Kind
-from onnxplain.errors import InvalidModel
+from onnxplain.errors import InvalidModel, UsageError
 from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY, PreprocessSpec
 
 OUTPUTS = ("logits", "value", "gradient")  # of a gradient model
@@ -35,6 +44,7 @@ OBJECTIVES = {kind.name.lower(): int(kind) for kind in Kind}  # and the codes of
 HEAD_KEY, LAYOUT_KEY, NOTES_KEY = "onnxplain.head", "onnxplain.layout", "onnxplain.notes"
 SOURCE_KEY = "onnxplain.source_sha256"
 LAYERS_KEY, BIASES_KEY = "onnxplain.layers", "onnxplain.bias_gradients"
+RULES_KEY, DEEPLIFT_ID = "onnxplain.rules", "deeplift"  # of a model whose `gradient` are multipliers
 
 
 def gradient_model(
@@ -53,7 +63,8 @@ def gradient_model(
 
     Inputs: the classifier's own (same name, layout, H and W), `onnxplain_target` float32 (N, K) and
     `onnxplain_objective` int64 (N), a code of `Kind` for each sample. Outputs: `logits` (N, K), `value` (N), `gradient`
-    (as the input). Images of integers and of half precision become float32.
+    (as the input). Images of integers and of half precision become float32. With rules that look at a reference
+    (`DEEPLIFT`) there is one more input, `onnxplain_reference`, as the image, and `gradient` are the multipliers.
 
     Args:
         model: a path, a `ModelProto` or an onnx-ir model.
@@ -97,6 +108,12 @@ def gradient_graph(
     with blaming(model):
         ours, x, z, head = classifier(model, preprocess, output, head, input_shape)
     graph = ours.graph
+    if needs_reference(rules):
+        if bias_gradients:
+            raise UsageError("bias_gradients: there are none of multipliers; next: leave out one or the other")
+        make_way(graph, {REFERENCE})
+        add_reference(z.emit, x.value)
+        ours.metadata_props[RULES_KEY] = DEEPLIFT_ID
     names = [layers] if isinstance(layers, str) else list(layers)
     chosen: list[Layer] = []
     biases: BiasGradients | None = None
@@ -181,7 +198,7 @@ def forward_model(gradient: onnx.ModelProto) -> onnx.ModelProto:
     Weights that lie in files stay there.
     """
     ours = ir.from_proto(gradient)
-    ours.graph.inputs[:] = [v for v in ours.graph.inputs if v.name not in (TARGET, OBJECTIVE)]
+    ours.graph.inputs[:] = [v for v in ours.graph.inputs if v.name not in (TARGET, OBJECTIVE, REFERENCE)]
     return only(ours, ("logits",))
 
 
@@ -211,7 +228,7 @@ def classifier(
     Its preprocessing is folded in, its batch is free if it can be.
     """
     ours = prepare(model)
-    x = image_input(ours.graph, taken=(TARGET, OBJECTIVE, *OUTPUTS))
+    x = image_input(ours.graph, taken=(TARGET, OBJECTIVE, REFERENCE, *OUTPUTS))
     notes = as_float(ours, x)
     axis = fix_size(ours, x, preprocess, input_shape)
     found = find_logits(ours.graph, x, output, head)

@@ -16,7 +16,7 @@ from onnx_ir.passes import common as passes
 from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr
 from onnxplain.adapters.gradient.prepare import blaming, check, prepare
 from onnxplain.adapters.gradient.read import ModelLike
-from onnxplain.adapters.gradient.registry import DEFAULT, Rules
+from onnxplain.adapters.gradient.registry import DEFAULT, Rules, needs_reference
 from onnxplain.adapters.gradient.sweep import (
     FLOATS,
     Observe,
@@ -57,6 +57,8 @@ def differentiate(
     Raises `InvalidModel` for a model that cannot be read, `NotDifferentiable`, and `UsageError` for names that the
     model does not have.
     """
+    if needs_reference(rules):
+        raise UsageError("these rules need a reference, which gradient_model gives the graph; next: use that")
     ours = prepare(model)
     graph = ours.graph
     outputs = pick("output", graph.outputs, of)

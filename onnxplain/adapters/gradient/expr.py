@@ -36,6 +36,7 @@ class Emit:
         self.graph = graph
         self.opset = graph.opset_imports[""]
         self.facts: Facts = graph.meta.setdefault(FACTS, Facts(self.opset))
+        self.references: dict[ir.Value, ir.Value] = {}  # of what depends on the image, if the graph has a reference
         self._constants: dict[tuple[Any, ...], Expr] = {}
         self.transposed: dict[ir.Value, Expr] = {}  # of constants; a recurrent network has one in every step
         self._count = 0
@@ -164,6 +165,16 @@ class Expr:
                     "next: fold the constants of the model"
                 )
         return data
+
+    @property
+    def reference(self) -> Expr:
+        """The same value at the reference: itself, if it does not depend on the image."""
+        return Expr(self.emit, self.emit.references.get(self.value, self.value))
+
+    @property
+    def varies(self) -> bool:
+        """Whether the value depends on the image, in a graph that has a reference."""
+        return self.value in self.emit.references
 
     def size(self, axis: int) -> int:
         """A dimension that must be known now."""

@@ -30,10 +30,14 @@ Rule: TypeAlias = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """A rule, and whether it may be given a cotangent that only broadcasts to its output's shape."""
+    """A rule, and whether it may be given a cotangent that only broadcasts to its output's shape.
+
+    A rule with `reference` also looks at the values at a reference, `Expr.reference`: the model must have one.
+    """
 
     rule: Rule
     broadcastable: bool = False
+    reference: bool = False
 
 
 Rules: TypeAlias = Mapping[str, Entry]
@@ -79,6 +83,11 @@ def expansion(*op_types: str) -> Callable[[Rule], Rule]:
         return outputs
 
     return register
+
+
+def needs_reference(rules: Rules) -> bool:
+    """Whether a table has rules that look at the values at a reference."""
+    return any(entry.reference for entry in rules.values())
 
 
 def refuse(why: str, *op_types: str) -> None:

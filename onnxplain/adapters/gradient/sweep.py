@@ -24,6 +24,7 @@ from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIEN
 from onnxplain.errors import Gap, NotDifferentiable
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+SIZES = {"Shape", "Size"}  # which are the same at a reference
 LARGEST = 2**31  # elements of a tensor: runtimes count in 32 bits, and we make tables of an axis, of a few bytes each
 FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, *HALVES}
 Contributions: TypeAlias = Sequence[tuple[ir.Value, Expr]]  # what a node adds to the cotangents of its inputs
@@ -191,6 +192,9 @@ def apply(
     gs = [sums.get(y) for y in node.outputs]
     if all(g is None for g in gs):
         return []
+    stuck = next((x for x in node.inputs if x in emit.references and x not in active), None)
+    if stuck is not None:
+        raise UnsupportedCase(f"its input {stuck.name} depends on the image in jumps, which no multiplier covers")
     ys = [single(Expr(emit, y)) for y in node.outputs]
     xs = [None if x is None else single(Expr(emit, x)) for x in node.inputs]
     entry = find(node, rules)
@@ -234,6 +238,10 @@ def through(
         raise UnsupportedCase("a graph inside it reads a value from outside that has a gradient")
     with emit.recording() as inner:
         outputs = expansion.outputs(node, xs, emit)
+    if emit.references:
+        with emit.recording() as twins:
+            expansion.outputs(node, [x and x.reference for x in xs], emit)
+        pair(inner, twins, emit)
     cotangents: dict[ir.Value, Expr] = {}
     for y, g in zip(outputs, gs, strict=True):
         if g is not None:
@@ -249,9 +257,23 @@ def through(
     return [(given, gradients[x]) for x, given in wanted.items() if given is not None and x in gradients]
 
 
+def pair(nodes: Sequence[ir.Node], twins: Sequence[ir.Node], emit: Emit) -> None:
+    """Note that some nodes compute at the reference what others, in the same order, compute at the image."""
+    if [node.op_type for node in nodes] != [twin.op_type for twin in twins]:
+        raise UnsupportedCase("what it expands to is not the same at the image and at the reference")
+    for node, twin in zip(nodes, twins, strict=True):
+        if node.op_type not in SIZES and any(x in emit.references for x in node.inputs):
+            emit.references |= zip(node.outputs, twin.outputs, strict=True)
+
+
 def single(x: Expr) -> Expr:
     """A value of half precision as float32: rules work in nothing less."""
-    return x.cast(ir.DataType.FLOAT) if x.value.dtype in HALVES else x
+    if x.value.dtype not in HALVES:
+        return x
+    wide = x.cast(ir.DataType.FLOAT)
+    if x.varies:
+        x.emit.references[wide.value] = x.reference.cast(ir.DataType.FLOAT).value
+    return wide
 
 
 def unbroadcast(g: Expr, x: Expr) -> Expr:

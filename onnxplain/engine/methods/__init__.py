@@ -12,6 +12,7 @@ from onnxplain.engine.methods.big import BIG, Attack
 from onnxplain.engine.methods.blur_ig import BlurIG, Grid
 from onnxplain.engine.methods.cam import GradCAM, HiResCAM, LayerCAM
 from onnxplain.engine.methods.credible_path import Constraint, CrediblePath
+from onnxplain.engine.methods.deeplift import DeepLift
 from onnxplain.engine.methods.expected_gradients import ExpectedGradients
 from onnxplain.engine.methods.fast_ig import FastIG, Zero
 from onnxplain.engine.methods.fullgrad import FullGrad, Rescale
@@ -46,6 +47,7 @@ __all__ = [
     "Bound",
     "Constraint",
     "CrediblePath",
+    "DeepLift",
     "DeltaLoss",
     "Distance",
     "Draws",
@@ -108,6 +110,7 @@ METHODS: dict[str, Method] = {
         SmoothGrad.pair(),
         SmoothGrad.captum(),
         GradientXInput(),
+        DeepLift(),
         RISE(),
         RISE.repo(),
         Occlusion(),

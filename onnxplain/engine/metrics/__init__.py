@@ -8,32 +8,49 @@ from inspect import signature
 from typing import Any, get_type_hints
 
 from onnxplain.engine.methods.options import parse, plain, suggest
+from onnxplain.engine.metrics.completeness import CompletenessGap
 from onnxplain.engine.metrics.diffid import Differences, DiffID
+from onnxplain.engine.metrics.infidelity import Infidelity, Perturbation
 from onnxplain.engine.metrics.insertion_deletion import Curve, InsertionDeletion, Played
 from onnxplain.engine.metrics.maps import MapMetric, MapScore
+from onnxplain.engine.metrics.max_sensitivity import MaxSensitivity
+from onnxplain.engine.metrics.measured import Measured
+from onnxplain.engine.metrics.parameter_randomisation import Cascade, ParameterRandomisation, Randomised
 from onnxplain.engine.metrics.protocols import PROTOCOLS, Order, Protocol, Substrate
+from onnxplain.engine.metrics.random_logit import RandomLogit
 from onnxplain.engine.metrics.score import Score, Scores, Summary
 from onnxplain.engine.metrics.sensitivity_n import Correlations, SensitivityN
+from onnxplain.engine.metrics.weak_dependence import WeakDependence
 from onnxplain.errors import UsageError
 
 __all__ = [
     "METRICS",
     "PROTOCOLS",
+    "Cascade",
+    "CompletenessGap",
     "Correlations",
     "Curve",
     "DiffID",
     "Differences",
+    "Infidelity",
     "InsertionDeletion",
     "MapMetric",
     "MapScore",
+    "MaxSensitivity",
+    "Measured",
     "Order",
+    "ParameterRandomisation",
+    "Perturbation",
     "Played",
     "Protocol",
+    "RandomLogit",
+    "Randomised",
     "Score",
     "Scores",
     "SensitivityN",
     "Substrate",
     "Summary",
+    "WeakDependence",
     "from_options",
     "to_dict",
 ]

@@ -18,28 +18,34 @@ class Summary(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """n values by their mean and m2 = sum (v - mean)^2: a monoid under `merge`, up to rounding [chan1979]."""
+    """n values by their mean and m2 = sum (v - mean)^2: a monoid under `merge`, up to rounding [chan1979].
+
+    Where a metric has no value (None or NaN), that is counted as `undefined`, and nothing else changes.
+    """
 
     n: int = 0
     mean: float = 0.0
     m2: float = 0.0
+    undefined: int = 0
 
     @classmethod
     def empty(cls) -> Score:
         return cls()
 
     @classmethod
-    def of(cls, value: float) -> Score:
+    def of(cls, value: float | None) -> Score:
+        if value is None or math.isnan(value):
+            return cls(undefined=1)
         return cls(1, float(value), 0.0)
 
     def merge(self, other: Score) -> Score:
         """The score of both sets of values together."""
-        n = self.n + other.n
+        n, undefined = self.n + other.n, self.undefined + other.undefined
         if not n:
-            return self
+            return Score(undefined=undefined)
         share = other.n / n
         gap = other.mean - self.mean
-        return Score(n, self.mean + gap * share, self.m2 + other.m2 + gap * gap * self.n * share)
+        return Score(n, self.mean + gap * share, self.m2 + other.m2 + gap * gap * self.n * share, undefined)
 
     def compute(self) -> Summary:
         """Mean and standard error, sqrt(m2 / (n - 1) / n)."""
@@ -78,5 +84,8 @@ class Scores:
         return Scores({kind: ours.merge(theirs) for kind, ours, theirs in pairs})
 
     def compute(self) -> list[dict[str, Any]]:
-        """One row for each kind: what it is, and `mean`, `standard_error`, `n`."""
-        return [dict(zip(SAME, kind, strict=True)) | score.compute()._asdict() for kind, score in self.by_kind.items()]
+        """One row for each kind: what it is, and `mean`, `standard_error`, `n`, `undefined`."""
+        return [
+            dict(zip(SAME, kind, strict=True)) | score.compute()._asdict() | {"undefined": score.undefined}
+            for kind, score in self.by_kind.items()
+        ]

@@ -10,7 +10,7 @@ import numpy as np
 import toys
 
 from onnxplain.engine.drive import drive
-from onnxplain.engine.methods import Method, Saliency, Task
+from onnxplain.engine.methods import LIME, KernelSHAP, Method, Saliency, Task
 from onnxplain.engine.requests import Attribution, Program
 from onnxplain.engine.space import Space
 
@@ -98,6 +98,11 @@ class Answers:
     def __call__(self, x: toys.Array, task: Task) -> Program[Attribution]:
         answer = yield from self.right(x, task)
         return replace(answer, values=self.change(answer.values, x))
+
+
+def needs_sklearn(method: Method) -> bool:
+    """Whether a method fits its answer with scikit-learn, so that a test that runs it has to skip without that."""
+    return isinstance(method.right if isinstance(method, Answers) else method, (LIME, KernelSHAP))
 
 
 def answers(make: Make, change: Callable[[toys.Array, toys.Array], toys.Array], **more: Any) -> Make:

@@ -1,9 +1,8 @@
-"""LIME: its draws, its kernel, its regressions; and against Captum."""
+"""LIME: its draws, its kernel, its regressions."""
 
 from __future__ import annotations
 
 import sys
-from math import exp, sqrt
 from typing import Any
 
 import numpy as np
@@ -21,42 +20,14 @@ BLOCKS = np.add.outer(4 * (np.arange(8) // 2), np.arange(8) // 2)  # 16 superpix
 TOY = toys.picture_net(3)
 
 
+@pytest.fixture
+def sklearn() -> None:
+    framework("sklearn")
+
+
 def drawn(method: LIME, count: int) -> Array:
     """What the samples keep, drawn again as `toys.explain` has them drawn."""
     return method.draw(np.random.default_rng(0), count)
-
-
-@pytest.mark.parametrize("regression", ["Ridge", "Lasso"])
-@pytest.mark.parametrize("distance", list(Distance))
-def test_it_is_captums_on_the_same_samples(regression: str, distance: Distance) -> None:
-    """Captum's Lime with our draws and kernel: the same coefficients, up to the float32 that it computes in."""
-    attr, torch = framework("captum.attr"), framework("torch")
-    models = framework("captum._utils.models.linear_model")
-    baseline, alpha = np.random.default_rng(1).random((3, 8, 8)), 0.01
-    method = LIME(
-        samples=200, segments=BLOCKS, draws=Draws.COINS, distance=distance, width=0.5, baseline=baseline, alpha=alpha,
-        regression=Regression[regression.upper()], objective=Kind.LOGIT,
-    )  # fmt: skip
-    samples = iter(torch.from_numpy(drawn(method, 16).astype(np.float32))[:, None])
-
-    def closeness(original: Any, perturbed: Any, kept: Any, **_: Any) -> Any:
-        share = float(kept.mean())
-        away = sqrt(1 - share) if distance is Distance.L2 else 1 - sqrt(share)
-        return torch.tensor([exp(-(away**2) / 0.25)])
-
-    captums = attr.Lime(
-        lambda rows: torch.from_numpy(np.stack([TOY.logits(row) for row in rows.numpy()])),
-        interpretable_model=getattr(models, f"SkLearn{regression}")(alpha=alpha),
-        similarity_func=closeness,
-        perturb_func=lambda *_, **__: next(samples),
-    )
-    theirs = captums.attribute(
-        torch.from_numpy(X)[None], baselines=torch.from_numpy(baseline)[None], target=1,
-        feature_mask=torch.from_numpy(BLOCKS)[None, None].expand(1, 3, 8, 8), n_samples=200, return_input_shape=False,
-    ).numpy()[0]  # fmt: skip
-    ours = toys.explain(method, TOY, X, 1)
-    np.testing.assert_allclose(ours.diagnostics["weights"], theirs, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(3 * ours.values, np.broadcast_to(theirs[BLOCKS], X.shape), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("draws", list(Draws))
@@ -79,6 +50,7 @@ def test_the_kernel_of_the_released_code_is_the_papers_at_another_width() -> Non
     assert (repo.draws, repo.distance, repo.regression) == (Draws.COINS, Distance.COSINE, Regression.RIDGE)
 
 
+@pytest.mark.usefixtures("sklearn")
 def test_k_lasso_keeps_k_superpixels_and_fits_them_freely() -> None:
     """On an affine model with 4 strong superpixels of 16 those are found, and the fit of them is not shrunk."""
     weights = np.zeros((2, 3, 8, 8))
@@ -95,6 +67,7 @@ def test_k_lasso_keeps_k_superpixels_and_fits_them_freely() -> None:
     assert 0 < fewer.diagnostics["r2"] < 1
 
 
+@pytest.mark.usefixtures("sklearn")
 def test_superpixels_are_replaced_by_their_own_mean_colour_unless_told_otherwise() -> None:
     """So that an image that is constant on each superpixel never changes, and A is zero."""
     flat = np.stack([BLOCKS / 16, 1 - BLOCKS / 16, BLOCKS * 0 + 0.5])
@@ -108,6 +81,7 @@ def test_superpixels_are_replaced_by_their_own_mean_colour_unless_told_otherwise
     assert np.abs(last.values).max() < 1e-12
 
 
+@pytest.mark.usefixtures("sklearn")
 def test_a_score_that_never_changes_has_no_fidelity() -> None:
     toy = toys.affine(np.zeros((2, 192)), shape=(3, 8, 8))
     for method in (LIME(segments=BLOCKS), LIME.repo(segments=BLOCKS)):

@@ -1,38 +1,17 @@
-"""Occlusion: by hand, and against Captum."""
+"""Occlusion: by hand, and what it costs."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import toys
-from frameworks import framework
 
-import onnxplain as ox
 from onnxplain.engine.methods import Baseline, Occlusion
-from onnxplain.engine.requests import Array, Kind
+from onnxplain.engine.requests import Kind
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
-from onnxplain.models.preprocess import PreprocessSpec, load_image, to_input
-
-DATA = Path(__file__).parents[4] / "shared" / "data"
-
-
-def captums(logits: Any, x: Array, baseline: Array, target: int, window: int, stride: int) -> Array:
-    """Captum's occlusion of images `x` (N, C, H, W)."""
-    attr, torch = framework("captum.attr"), framework("torch")
-    occlusion = attr.Occlusion(lambda t: torch.from_numpy(logits(t.numpy())))
-    channels = x.shape[1]
-    return occlusion.attribute(  # type: ignore[no-any-return]
-        torch.from_numpy(x),
-        sliding_window_shapes=(channels, window, window),
-        strides=(channels, stride, stride),
-        baselines=torch.from_numpy(baseline),
-        target=target,
-        perturbations_per_eval=16,
-    ).numpy()
 
 
 def test_by_hand() -> None:
@@ -42,46 +21,6 @@ def test_by_hand() -> None:
     answer = toys.explain(method, toys.affine(w), x, 0)
     assert answer.values.tolist() == [3, 4, 6, 7]
     assert answer.diagnostics == {"value": 10.0, "windows": 3}
-
-
-@pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 2), (3, 2), (3, 3), (5, 4), (8, 8), (8, 3), (7, 2)])
-def test_it_is_captums(window: int, stride: int) -> None:
-    """In float64, windows cut off at the ends and all. Captum gives the map to each channel, we share it out."""
-    toy = toys.picture_net(1, (3, 8, 10))
-    draw = np.random.default_rng(2)
-    x, baseline = draw.random((3, 8, 10)), draw.random((3, 8, 10))
-    method = Occlusion(window=window, stride=stride, baseline=baseline, objective=Kind.LOGIT)
-    ours = toys.explain(method, toy, x, 2).values
-
-    def logits(rows: Array) -> Array:
-        return np.stack([toy.logits(row) for row in rows])
-
-    theirs = captums(logits, x[None], baseline[None], 2, window, stride)[0]
-    # Captum keeps its sums in float32
-    np.testing.assert_allclose(3 * ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("model", "photos", "window", "stride"),
-    [
-        ("imagenet/models/mobilenet_v1_0.25_128", "imagenet/images/nips17_100", 15, 8),
-        ("cifar10/models/resnet20_cifar10", "cifar10/images/test100", 5, 2),
-    ],
-)
-def test_it_is_captums_on_real_classifiers(model: str, photos: str, window: int, stride: int) -> None:
-    """Two photos in float32: the same ranks, Spearman of at least 0.999."""
-    stats = framework("scipy.stats")
-    path = DATA / f"{model}.onnx"
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not at hand (../shared/data)")
-    spec = PreprocessSpec.from_json_file(DATA / f"{model}.preprocessor_config.json")
-    x = np.stack([to_input(load_image(photo, spec)) for photo in sorted((DATA / photos).glob("*.*"))[:2]])
-    with ox.open(path, preprocess=spec, gradient=False) as explainer:
-        for image in x:
-            (ours,) = explainer.explain(image[None], Occlusion(window=window, stride=stride, objective=Kind.LOGIT))
-            zero = np.broadcast_to(explainer.space.zero, image.shape).astype(np.float32)
-            theirs = captums(explainer.logits, image[None], zero[None], ours.target, window, stride)[0]
-            assert stats.spearmanr(ours.attribution.sum(0).ravel(), theirs[0].ravel()).statistic > 0.999
 
 
 def test_cost_and_layout() -> None:

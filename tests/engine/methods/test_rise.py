@@ -88,6 +88,25 @@ def test_a_constant_score_gives_that_score_everywhere() -> None:
         assert (np.abs(3 * answer.values - 0.5) < 5 * 0.5 * np.sqrt((1 - p) / (4000 * p))).all()
 
 
+def test_channels_last_grey_pictures_and_vectors_have_the_same_masks() -> None:
+    """Whatever else an image has, a mask has the shape of its picture; on a vector the cells are intervals."""
+
+    def sums(x: Array) -> Array:
+        return np.stack([x.reshape(len(x), -1).sum(axis=1), np.zeros(len(x))], axis=1) / 50
+
+    method = RISE(masks=30, grid=3)
+    first = asked(method, X, Space.pixels(), sums)[1].values
+    last = asked(method, X.transpose(1, 2, 0), Space.pixels(channel_axis=-1), sums)[1].values
+    np.testing.assert_allclose(last.transpose(2, 0, 1), first, rtol=1e-12)
+    rows, flat = asked(method, X[0], Space.pixels(rank=2), sums)
+    grey = asked(method, X[:1], Space.pixels(), sums)[1].values
+    np.testing.assert_allclose(flat.values, grey[0], rtol=1e-12)
+    assert rows[0].shape == (16, 9, 7)
+    rows, vector = asked(method, X[0, 0], Space.pixels(rank=1), sums)
+    assert rows[0].shape == (16, 7)
+    assert vector.values.shape == (7,)
+
+
 def test_presets_and_costs() -> None:
     paper, repo = RISE(), RISE.repo()
     assert (paper.id, paper.masks, paper.grid, paper.p) == ("rise", 8000, 7, 0.5)
