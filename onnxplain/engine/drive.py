@@ -26,6 +26,7 @@ from onnxplain.engine.requests import (
     Activations,
     Biases,
     BiasGradients,
+    Blends,
     Gradients,
     Head,
     LayerGradients,
@@ -180,6 +181,35 @@ class LogitsWork:
         return self.logits
 
 
+class BlendsWork:
+    """`Blends` under way: a blend is written straight into the batch.
+
+    It is chosen bit by bit, start ^ (shown * (start ^ finish)), which is exact, whatever the values, and several times
+    faster than `numpy.where`.
+    """
+
+    role = LOGITS
+
+    def __init__(self, request: Blends, model: Model) -> None:
+        self.request = request
+        self.count = len(request.shown)
+        self.bits = np.dtype(f"u{model.dtype.itemsize}")
+        self.start = np.ascontiguousarray(request.start).view(self.bits)
+        self.change = self.start ^ np.ascontiguousarray(request.finish).view(self.bits)
+        self.logits = np.empty((self.count, model.classes), model.dtype)
+
+    def write(self, row: int, out: Array) -> None:
+        bits = out.view(self.bits)
+        np.multiply(self.change, self.request.shown[row], out=bits)
+        bits ^= self.start
+
+    def read(self, row: int, at: int, outputs: Mapping[str, Array]) -> None:
+        self.logits[row] = outputs["logits"][at]
+
+    def answer(self) -> Array:
+        return self.logits
+
+
 class PointsWork:
     """`Points` under way."""
 
@@ -303,35 +333,35 @@ def is_valid(line: Line, i: int, j: int, gradient: Array) -> Array:
     return np.asarray(same_sign & (np.abs(ours) > np.abs(theirs)))
 
 
-Work: TypeAlias = LogitsWork | PointsWork | LayersWork | MultipliersWork | LineWork
+Work: TypeAlias = LogitsWork | BlendsWork | PointsWork | LayersWork | MultipliersWork | LineWork
 
 
 def begin(request: Request, model: Model) -> Work:
     """The work that a request makes; wrong dtypes, shapes, targets and heads are caught here, once a request."""
-    work: Work
-    match request:
-        case Logits():
-            work = LogitsWork(request, model)
-        case Points():
-            work = PointsWork(request, model)
-        case Line():
-            work = LineWork(request, model)
-        case Activations() | Biases():
-            work = LayersWork(request, model)
-        case Multipliers():
-            work = MultipliersWork(request, model)
-    if not isinstance(request, Logits) and request.objective.head is not model.head:
-        raise UsageError(
-            f"an objective of a {request.objective.head} head was asked for, but the model's is {model.head}; "
-            "next: let the method pass on the head that it is given"
-        )
     for points in rows_of(request):
         if points.dtype != model.dtype or points.shape[1:] != model.image_shape:
             raise FeedMismatch(
                 f"input {model.input}: expected rows of {model.dtype.name}{list(model.image_shape)}, "
                 f"got {points.dtype.name}{list(points.shape[1:])}"
             )
-    return work
+    if not isinstance(request, (Logits, Blends)) and request.objective.head is not model.head:
+        raise UsageError(
+            f"an objective of a {request.objective.head} head was asked for, but the model's is {model.head}; "
+            "next: let the method pass on the head that it is given"
+        )
+    match request:
+        case Logits():
+            return LogitsWork(request, model)
+        case Blends():
+            return BlendsWork(request, model)
+        case Points():
+            return PointsWork(request, model)
+        case Line():
+            return LineWork(request, model)
+        case Activations() | Biases():
+            return LayersWork(request, model)
+        case Multipliers():
+            return MultipliersWork(request, model)
 
 
 def rows_of(request: Request) -> tuple[Array, ...]:
@@ -341,6 +371,8 @@ def rows_of(request: Request) -> tuple[Array, ...]:
             return request.start, request.step
         case Multipliers():
             return request.x, request.reference
+        case Blends():
+            return request.start[None], request.finish[None]
         case _:
             return (request.x,)
 
@@ -412,7 +444,7 @@ def drive(
             for at, (job, row) in enumerate(batch):
                 assert job.work is not None
                 job.work.write(row, model.x[at])
-                if not isinstance(job.work, LogitsWork):
+                if not isinstance(job.work, (LogitsWork, BlendsWork)):
                     target = job.work.target  # one for all rows, or one for each
                     model.target[at], model.code[at] = target if target.ndim == 1 else target[row], job.work.kind
                 if isinstance(job.work, MultipliersWork):

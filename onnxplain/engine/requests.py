@@ -132,6 +132,18 @@ class Logits:
 
 
 @dataclass(frozen=True, eq=False)
+class Blends:
+    """Forward only, at n blends of two images, which never exist all at once. Answer: logits (n, K).
+
+    Blend i is `finish` where `shown[i]`, and `start` elsewhere.
+    """
+
+    start: Array  # one image
+    finish: Array  # one image
+    shown: Array  # (n, ...) bool; each broadcasts against an image
+
+
+@dataclass(frozen=True, eq=False)
 class Points:
     """Values and gradients at points `x` (n, ...). Answer: `Gradients`.
 
@@ -229,7 +241,7 @@ class BiasGradients:
     sum: Array  # (n,): of all layers, those that do not lie on the picture too
 
 
-Request: TypeAlias = Logits | Points | Line | Activations | Biases | Multipliers
+Request: TypeAlias = Logits | Blends | Points | Line | Activations | Biases | Multipliers
 Result = TypeVar("Result")
 Program: TypeAlias = Generator[Request, Any, Result]
 

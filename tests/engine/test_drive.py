@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnxplain.engine.drive import GRADIENT, LOGITS, Model, Outcome, Usage, drive, forward_model, run
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.methods import ISA, CrediblePath, IntegratedGradients, Method, Rule, Saliency
-from onnxplain.engine.requests import Attribution, Kind, Line, Logits, Objective, Points, Program, Validity
+from onnxplain.engine.requests import Attribution, Blends, Kind, Line, Logits, Objective, Points, Program, Validity
 from onnxplain.errors import BackendFailed, FeedMismatch, NonFinite, UsageError
 
 CE = Objective(Kind.CE, 0)
@@ -192,10 +192,12 @@ T = np.full((1, 2), 0.5)
         Points(ONE.astype(np.float64), CE),
         Line(ONE.astype(np.float64), ONE, T, T, CE),
         Line(ONE, ONE.astype(np.float64), T, T, CE),
+        Blends(ONE[0].astype(np.float64), ONE[0], ONE > 0),
+        Blends(ONE[0], ONE[0, :5], ONE > 0),
         Points(ONE[:, :5], CE),
         Points(ONE[0], CE),
     ],
-    ids=["logits", "points", "start", "step", "shape", "no rows"],
+    ids=["logits", "points", "start", "step", "blend", "blend shape", "shape", "no rows"],
 )
 def test_wrong_dtypes_and_shapes_are_refused(request_: Any) -> None:
     def ask() -> Program[None]:
@@ -275,6 +277,23 @@ def test_outcomes_may_be_used_to_run_the_same_model() -> None:
         answer_to(Points(0 * IMAGES[:8], CE), model)
         expected = toys.explain(Saliency(), toys.TOY_T, IMAGES[outcome.index]).values
         assert (outcome.unwrap().values == expected).all()
+
+
+def test_blends_are_chosen_bit_by_bit() -> None:
+    """So that any value passes, and it is that of one image or of the other, exactly."""
+    first, second = IMAGES[0].copy(), 1e300 * IMAGES[1]
+    first[0], second[1] = np.inf, -0.0
+    seen: list[Any] = []
+
+    def logits(images: Any) -> Any:
+        seen.extend(images.copy())
+        return np.ones((len(images), 2))
+
+    shown = np.random.default_rng(0).random((11, len(first))) < 0.5
+    model = forward_model(logits, IMAGES[:1], batch_size=4)
+    seen.clear()
+    assert answer_to(Blends(first, second, shown), model).shape == (11, 2)
+    np.testing.assert_array_equal(seen, np.where(shown, second, first))
 
 
 def test_a_forward_model_gives_no_gradients() -> None:

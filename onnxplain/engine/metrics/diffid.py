@@ -1,7 +1,7 @@
 """DiffID: insertion minus deletion, where what is not kept becomes the mean of what is.
 
-The metric of LPI, local path integration (AAAI 2023), as its released code has it. With K the kept pixels, c and z_c the
-class and its logit of the full image,
+The metric of LPI, local path integration (AAAI 2023), as its released code has it. With K the kept pixels, and c the
+class and z_c the logit of the full image,
 
     x_K = x in K, the mean of x over K (of each channel) elsewhere
     insertion keeps the share r of the pixels that the map ranks highest, deletion keeps all but these

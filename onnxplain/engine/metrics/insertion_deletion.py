@@ -23,13 +23,13 @@ from onnxplain.engine.drive import Model, drive, forward_model
 from onnxplain.engine.heatmap import reduction
 from onnxplain.engine.metrics.maps import one_a_pixel, require_map
 from onnxplain.engine.metrics.protocols import Order, Protocol, Substrate
-from onnxplain.engine.requests import Head, Logits, Program
+from onnxplain.engine.requests import Blends, Head, Logits, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import InputError, UsageError
 
 Array: TypeAlias = NDArray[Any]
 
-CHUNK = 32  # frames that exist at once
+CHUNK = 32  # frames that are asked for at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class InsertionDeletion:
         channel_axis: int = 0,
         name: str = "heatmap",
     ) -> Program[Played]:
-        """The games as a program, which asks for `Logits` of at most 32 frames at once.
+        """The games as a program, which asks for `Blends` of at most 32 frames at once.
 
         Args:
             x: one image (C, H, W), in the space and dtype of the model's input.
@@ -226,22 +226,12 @@ class InsertionDeletion:
 
 
 def frames(start: Array, finish: Array, when: Array, n: int, c: int, head: Head) -> Program[list[float]]:
-    """s_1 ... s_{n-1}: frame i shows `finish` where pixels change before step i, and `start` elsewhere.
-
-    Each frame is the one before it with the pixels of one step changed, which costs less than choosing all anew.
-    """
-    due = np.broadcast_to(when, start.shape).ravel().astype(np.min_scalar_type(n))
-    order = np.argsort(due, kind="stable")
-    steps = np.split(order, np.searchsorted(due[order], np.arange(1, n)))
-    frame = start.copy(order="C")
-    values, ends = frame.reshape(-1), finish.reshape(-1)
+    """s_1 ... s_{n-1}: frame i shows `finish` where pixels change before step i, and `start` elsewhere."""
     s: list[float] = []
-    for first in range(0, n - 1, CHUNK):
-        shown = np.empty((min(CHUNK, n - 1 - first), *start.shape), start.dtype)
-        for at, changed in zip(shown, steps[first:], strict=False):
-            values[changed] = ends[changed]
-            at[...] = frame
-        s.extend(probability((yield Logits(shown)), c, head))
+    for i in range(1, n, CHUNK):
+        steps = np.arange(i, min(i + CHUNK, n)).reshape(-1, 1, 1, 1)
+        logits = yield Blends(start, finish, when < steps)
+        s.extend(probability(logits, c, head))
     return s
 
 

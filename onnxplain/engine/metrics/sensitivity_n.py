@@ -21,7 +21,7 @@ from onnxplain.engine.methods.method import CLASS_KINDS, require_one_of, require
 from onnxplain.engine.metrics.insertion_deletion import CHUNK, substrate
 from onnxplain.engine.metrics.maps import one_a_pixel, require_map
 from onnxplain.engine.metrics.protocols import Substrate
-from onnxplain.engine.requests import Array, Head, Kind, Logits, Objective, Program
+from onnxplain.engine.requests import Array, Blends, Head, Kind, Logits, Objective, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
 
@@ -102,7 +102,7 @@ class SensitivityN:
         channel_axis: int = 0,
         name: str = "heatmap",
     ) -> Program[Correlations]:
-        """The correlations as a program, which asks for `Logits` of at most 32 frames at once.
+        """The correlations as a program, which asks for `Blends` of at most 32 frames at once.
 
         Arguments and errors are those of `InsertionDeletion`.
         """
@@ -122,9 +122,9 @@ class SensitivityN:
             changes: list[float] = []
             for first in range(0, self.subsets, CHUNK):
                 masks = draw(rng, min(CHUNK, self.subsets - first), round(ratio * a.size), a.size)
-                sums.extend(np.where(masks, a, 0).sum(axis=1))
+                sums.extend((a * mask).sum() for mask in masks)  # one by one: they stay in the cache
                 removed = np.expand_dims(masks.reshape(-1, *np.delete(x.shape, channel_axis)), channel_axis % 3 + 1)
-                logits = yield Logits(np.where(removed, nothing, x))
+                logits = yield Blends(x, nothing, removed)
                 changes.extend(full - objective.value(logits))
             pcc.append(pearson(sums, changes))
         return Correlations(

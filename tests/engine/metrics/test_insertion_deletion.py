@@ -12,7 +12,7 @@ import pytest
 from onnxplain.engine.drive import Usage, drive, forward_model
 from onnxplain.engine.metrics import PROTOCOLS, InsertionDeletion, Protocol, Scores
 from onnxplain.engine.metrics.insertion_deletion import Curve, blur, blur_taps, change_step
-from onnxplain.engine.requests import Logits
+from onnxplain.engine.requests import Blends
 from onnxplain.engine.space import Space
 from onnxplain.errors import FeedMismatch, InputError, NonFinite, UsageError
 
@@ -121,16 +121,18 @@ class TestCost:
         assert together.calls["logits"] <= -(-5 * 33 // 16) + 2  # full, but for the last ones
         assert alone.calls["logits"] == 5 * 3
 
-    def test_at_most_32_frames_exist_at_once(self, rng):
+    def test_at_most_32_frames_are_asked_for_at_once(self, rng):
         x = photo(rng)
         program = InsertionDeletion(Protocol.named("rise", step=1))(x, x[0], space=IMAGENET)
         sizes, request = [], next(program)
         with contextlib.suppress(StopIteration):
             while True:
-                assert isinstance(request, Logits)
-                assert request.x.dtype == np.float32
-                sizes.append(len(request.x))
-                request = program.send(colours(request.x))
+                frames = (
+                    np.where(request.shown, request.finish, request.start) if isinstance(request, Blends) else request.x
+                )
+                assert frames.dtype == np.float32
+                sizes.append(len(frames))
+                request = program.send(colours(frames))
         assert max(sizes) == 32
         assert sum(sizes) == 3 + 2 * 143
 
