@@ -10,7 +10,8 @@ import pytest
 from onnxplain.engine.drive import Usage, forward_model, run
 from onnxplain.engine.methods.method import Kind
 from onnxplain.engine.metrics import METRICS, DiffID, SensitivityN, Substrate, from_options, to_dict
-from onnxplain.engine.metrics.sensitivity_n import draw, pearson
+from onnxplain.engine.metrics.ranks import pearson
+from onnxplain.engine.metrics.sensitivity_n import draw
 from onnxplain.engine.space import Space
 from onnxplain.errors import InputError, UsageError
 

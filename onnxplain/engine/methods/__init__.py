@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any, get_type_hints
+from typing import Any
 
 from onnxplain.engine.methods.agi import AGI
 from onnxplain.engine.methods.baselines import Baseline
@@ -24,14 +23,13 @@ from onnxplain.engine.methods.kernel_shap import KernelSHAP
 from onnxplain.engine.methods.lime import LIME, Distance, Draws, Regression
 from onnxplain.engine.methods.method import Method, Task, forward_only
 from onnxplain.engine.methods.occlusion import Occlusion
-from onnxplain.engine.methods.options import parse, plain, suggest
+from onnxplain.engine.methods.options import configured, parameters, plain
 from onnxplain.engine.methods.quadrature import Alphas, Rule
 from onnxplain.engine.methods.rise import RISE
 from onnxplain.engine.methods.saliency import Saliency
 from onnxplain.engine.methods.score_cam import ScoreCAM, Weights
 from onnxplain.engine.methods.smoothgrad import SmoothGrad, Statistic
 from onnxplain.engine.methods.superpixels import Segments
-from onnxplain.errors import UsageError
 
 __all__ = [
     "AGI",
@@ -134,19 +132,9 @@ def from_options(id: str, options: Mapping[str, str]) -> Method:
     Raises `UsageError` for an unknown method or parameter, naming the closest one and all of them, and for a value that
     the parameter does not take.
     """
-    if id not in METHODS:
-        raise UsageError(f"unknown method {id!r}{suggest(id, METHODS)}")
-    hints, names = get_type_hints(type(METHODS[id])), to_dict(METHODS[id])
-    values: dict[str, Any] = {}
-    for name, text in options.items():
-        if name not in names:
-            raise UsageError(f"{id}: unknown parameter {name!r}{suggest(name, names)}")
-        values[name] = parse(f"{id}: {name}", text, hints[name])
-    made: Method = replace(METHODS[id], **values)  # type: ignore[type-var]
-    return made
+    return configured("method", METHODS, id, options)
 
 
 def to_dict(method: Method) -> dict[str, Any]:
     """The hyper-parameters of a method as JSON has them; choices by name, arrays by shape, dtype and SHA-256."""
-    names = [field.name for field in fields(method) if field.name != "id"]  # type: ignore[arg-type]
-    return {name: plain(getattr(method, name)) for name in names}
+    return {name: plain(value) for name, value in parameters(method).items()}

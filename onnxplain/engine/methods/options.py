@@ -5,15 +5,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from enum import Enum
 from fractions import Fraction
-from typing import Any, get_args, get_origin
+from inspect import signature
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from onnxplain.engine.methods.method import word
 from onnxplain.errors import UsageError
+
+T = TypeVar("T")
 
 
 def suggest(wrong: str, names: Iterable[str]) -> str:
@@ -73,6 +77,30 @@ def describe(kind: Any) -> str:
         return " or ".join(words(kind))
     known = {int: "a whole number", float: "a number", str: "a word", Fraction: "a share such as 1/56"}
     return known.get(kind, "an array (from Python only)")
+
+
+def configured(what: str, table: Mapping[str, T], id: str, options: Mapping[str, str]) -> T:
+    """The entry of this id with parameters given as text: those of its constructor, but `id`.
+
+    Raises `UsageError` for an unknown entry (`what` says of what) or parameter, naming the closest one and all of
+    them, and for a value that the parameter does not take.
+    """
+    if id not in table:
+        raise UsageError(f"unknown {what} {id!r}{suggest(id, table)}")
+    make = type(table[id])
+    names, hints = [name for name in signature(make).parameters if name != "id"], get_type_hints(make.__init__)
+    values: dict[str, Any] = {}
+    for name, text in options.items():
+        if name not in names:
+            raise UsageError(f"{id}: unknown parameter {name!r}{suggest(name, names)}")
+        values[name] = parse(f"{id}: {name}", text, hints[name])
+    made: T = replace(table[id], **values)  # type: ignore[type-var]
+    return made
+
+
+def parameters(entry: Any) -> dict[str, Any]:
+    """The parameters of an entry, those of its fields that are not its `id`."""
+    return {field.name: getattr(entry, field.name) for field in fields(entry) if field.name != "id"}
 
 
 def plain(value: Any) -> Any:

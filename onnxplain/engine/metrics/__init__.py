@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from inspect import signature
-from typing import Any, get_type_hints
+from typing import Any
 
-from onnxplain.engine.methods.options import parse, plain, suggest
+from onnxplain.engine.methods.options import configured, parameters, plain
 from onnxplain.engine.metrics.completeness import CompletenessGap
 from onnxplain.engine.metrics.diffid import Differences, DiffID
 from onnxplain.engine.metrics.infidelity import Infidelity, Perturbation
@@ -21,7 +19,6 @@ from onnxplain.engine.metrics.random_logit import RandomLogit
 from onnxplain.engine.metrics.score import Score, Scores, Summary
 from onnxplain.engine.metrics.sensitivity_n import Correlations, SensitivityN
 from onnxplain.engine.metrics.weak_dependence import WeakDependence
-from onnxplain.errors import UsageError
 
 __all__ = [
     "METRICS",
@@ -65,20 +62,11 @@ def from_options(id: str, options: Mapping[str, str]) -> MapMetric:
     Raises `UsageError` for an unknown metric or parameter, naming the closest one and all of them, and for a value that
     the parameter does not take.
     """
-    if id not in METRICS:
-        raise UsageError(f"unknown metric {id!r}{suggest(id, METRICS)}")
-    kind = type(METRICS[id])
-    hints, names = get_type_hints(kind.__init__), [name for name in signature(kind).parameters if name != "id"]
-    values: dict[str, Any] = {}
-    for name, text in options.items():
-        if name not in names:
-            raise UsageError(f"{id}: unknown parameter {name!r}{suggest(name, names)}")
-        values[name] = parse(f"{id}: {name}", text, hints[name])
-    made: MapMetric = replace(METRICS[id], **values)  # type: ignore[type-var]
-    return made
+    return configured("metric", METRICS, id, options)
 
 
 def to_dict(metric: MapMetric) -> dict[str, Any]:
     """The parameters of a metric as JSON has them; a protocol by its label, which names its step too."""
-    found = {field.name: getattr(metric, field.name) for field in fields(metric) if field.name != "id"}  # type: ignore[arg-type]
-    return {name: str(value) if isinstance(value, Protocol) else plain(value) for name, value in found.items()}
+    return {
+        name: str(value) if isinstance(value, Protocol) else plain(value) for name, value in parameters(metric).items()
+    }

@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from onnxplain.engine.heatmap import reduce_channels
 from onnxplain.engine.methods.method import Array, channel_axis
 from onnxplain.engine.space import Space
 
 CONSTANT = "a map is constant, and ranks nothing"
+ROUNDING = 1e-12  # relative: what varies by no more is constant
 
 
 def spearman(a: Array, b: Array) -> float:
@@ -19,11 +21,17 @@ def spearman(a: Array, b: Array) -> float:
     return pearson(average_ranks(a), average_ranks(b))
 
 
-def pearson(a: Array, b: Array) -> float:
-    """Pearson's correlation of two vectors; NaN if one of them is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
-    return float(a @ b) / norm if norm else math.nan
+def pearson(a: ArrayLike, b: ArrayLike) -> float:
+    """Pearson's correlation of two samples, in [-1, 1]; NaN if one does not vary, beyond the rounding of sums."""
+    deviations = []
+    for values in (np.asarray(v, np.float64) for v in (a, b)):
+        deviation = values - values.mean()
+        most = np.abs(deviation).max()
+        if most <= ROUNDING * np.abs(values).max():
+            return math.nan
+        deviations.append(deviation / most)  # so that no square under- or overflows
+    da, db = deviations
+    return float(np.clip((da @ db) / math.sqrt((da @ da) * (db @ db)), -1, 1))
 
 
 def average_ranks(values: Array) -> Array:

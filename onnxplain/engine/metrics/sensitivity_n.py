@@ -21,6 +21,7 @@ from onnxplain.engine.methods.method import CLASS_KINDS, require_one_of, require
 from onnxplain.engine.metrics.insertion_deletion import CHUNK, substrate
 from onnxplain.engine.metrics.maps import one_a_pixel, require_map
 from onnxplain.engine.metrics.protocols import Substrate
+from onnxplain.engine.metrics.ranks import pearson
 from onnxplain.engine.requests import Array, Blends, Head, Kind, Logits, Objective, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
@@ -160,13 +161,3 @@ def draw(rng: np.random.Generator, count: int, n: int, size: int) -> Array:
     for mask in masks:
         mask[rng.choice(size, few, replace=False, shuffle=False)] = True
     return masks if few == n else ~masks
-
-
-def pearson(a: Sequence[float], b: Sequence[float]) -> float:
-    """The correlation of two samples; NaN if one does not vary, beyond the rounding of its sums."""
-    da, db = (np.asarray(v, np.float64) - np.mean(v) for v in (a, b))
-    for values, spread in ((a, da), (b, db)):
-        if np.abs(spread).max() <= 1e-12 * np.abs(values).max():
-            return math.nan
-    da, db = da / np.abs(da).max(), db / np.abs(db).max()  # so that no square under- or overflows
-    return float(np.clip((da @ db) / math.sqrt((da @ da) * (db @ db)), -1, 1))
