@@ -20,7 +20,19 @@ from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY, without
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
-from onnxplain.engine.drive import BIASES, GRADIENT, LAYERS, LOGITS, MULTIPLIERS, Model, Outcome, Usage, drive, run
+from onnxplain.engine.drive import (
+    BIASES,
+    GRADIENT,
+    LAYERS,
+    LOGITS,
+    MULTIPLIERS,
+    Model,
+    Outcome,
+    Usage,
+    drive,
+    in_order,
+    run,
+)
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.protocol import Closing
 from onnxplain.engine.explanation import Explanation
@@ -241,8 +253,7 @@ class Explainer(Closing):
         if not len(rows):
             raise UsageError("gradients: expected at least one image, got none")
         programs = [program(row, t) for row, t in zip(rows, each_target(target, len(rows)), strict=True)]
-        outcomes = sorted(drive(programs, self.model, usage=self.usage), key=lambda outcome: outcome.index)
-        parts = [outcome.unwrap() for outcome in outcomes]
+        parts = list(in_order(programs, self.model, usage=self.usage))
         return Gradients(
             logits=np.concatenate([part.logits for part in parts]),
             value=np.concatenate([part.value for part in parts]),

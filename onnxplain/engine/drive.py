@@ -161,6 +161,11 @@ def forward_model(fn: Callable[[Array], Array], example: Array, *, batch_size: i
     return Model({LOGITS: lambda: executor}, batch_size=batch_size)
 
 
+def as_model(model: Model | Callable[[Array], Array], example: Array, *, batch_size: int) -> Model:
+    """The driver's model, or one made of a callable as `forward_model` does."""
+    return model if isinstance(model, Model) else forward_model(model, example, batch_size=batch_size)
+
+
 class LogitsWork:
     """`Logits` under way."""
 
@@ -518,3 +523,9 @@ def run(program: Program[Result], model: Model, *, usage: Usage | None = None) -
     """Run one program alone and return its result."""
     (outcome,) = drive([program], model, usage=usage)
     return outcome.unwrap()
+
+
+def in_order(programs: Iterable[Program[Result]], model: Model, *, usage: Usage | None = None) -> Iterator[Result]:
+    """The results of programs in their own order, run together; raises the first error."""
+    for outcome in sorted(drive(programs, model, usage=usage), key=lambda outcome: outcome.index):
+        yield outcome.unwrap()

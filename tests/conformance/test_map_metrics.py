@@ -257,3 +257,22 @@ def test_diffid_of_a_logit_of_nought_is_undefined():
     assert np.isnan(score(DiffID(), MAP, lambda images: 0 * linear(images)).logit).all()
     with pytest.raises(UsageError, match="one pixel"):
         score(DiffID(), np.ones((1, 1)), lambda images: images.reshape(len(images), -1), X[:, :1, :1])
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=list(METRICS))
+def test_any_callable_can_be_scored(metric):
+    """Images -> logits is enough, in batches of the size that is asked for; nothing depends on that size."""
+    images, maps, sizes = np.stack([X, X[:, ::-1]]), [MAP, PRODUCT], []
+
+    def net(batch):
+        sizes.append(len(batch))
+        return curved(batch)
+
+    scored = metric.score(net, images, maps, space=SPACE, batch_size=5)
+    assert max(sizes) == 5
+    for x, heatmap, one in zip(images, maps, scored, strict=True):
+        alone = score(metric, heatmap, curved, x)
+        assert [row["metric"] for row in one.rows()] == [row["metric"] for row in alone.rows()]
+        np.testing.assert_allclose([r["value"] for r in one.rows()], [r["value"] for r in alone.rows()], atol=1e-9)
+    with pytest.raises(UsageError, match="one heatmap for each image"):
+        metric.score(net, images, maps[:1], space=SPACE)

@@ -19,7 +19,7 @@ import numpy as np
 
 from onnxplain.engine.heatmap import reduction
 from onnxplain.engine.metrics.insertion_deletion import CHUNK, change_step
-from onnxplain.engine.metrics.maps import one_a_pixel, require_map
+from onnxplain.engine.metrics.maps import one_a_pixel, require_map, score_maps
 from onnxplain.engine.metrics.sensitivity_n import require_ratios
 from onnxplain.engine.requests import Array, Head, Logits, Program
 from onnxplain.engine.space import Space
@@ -125,6 +125,8 @@ class DiffID:
     def rows(self, height: int, width: int) -> int:  # noqa: ARG002 -- as all metrics have it
         """How many rows one map costs, whatever its size: for progress bars."""
         return 2 * len(self.ratios) + 1
+
+    score = score_maps
 
 
 def keep(x: Array, kept: Array, channel_axis: int) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.engine.drive import Model, forward_model
+from onnxplain.engine.drive import Model, as_model, in_order
 from onnxplain.engine.methods.method import (
     AT_ONCE,
     CLASS_KINDS,
@@ -21,7 +21,7 @@ from onnxplain.engine.methods.method import (
     require_whole,
     word,
 )
-from onnxplain.engine.metrics.measured import Measured, class_of, in_order, require_attribution
+from onnxplain.engine.metrics.measured import Measured, class_of, require_attribution
 from onnxplain.engine.requests import Head, Kind, Logits, Objective, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import UsageError
@@ -184,13 +184,11 @@ class Infidelity:
             )
         if not len(images):
             return []
-        if not isinstance(model, Model):
-            model = forward_model(model, images[:1], batch_size=batch_size)
         programs = (
             self(x, a, space=space, target=target, rng=np.random.default_rng((seed, i)), **more)
             for i, (x, a, target) in enumerate(zip(images, heatmaps, targets, strict=True))
         )
-        return list(in_order(programs, model))
+        return list(in_order(programs, as_model(model, images[:1], batch_size=batch_size)))
 
 
 def infidelity(products: Array, changes: Array, normalise: bool) -> tuple[float, float]:

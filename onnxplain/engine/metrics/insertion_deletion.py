@@ -11,7 +11,6 @@ What "nothing" is, q, and what is ranked, a `Protocol` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, TypeAlias
@@ -19,9 +18,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.engine.drive import Model, drive, forward_model
 from onnxplain.engine.heatmap import reduction
-from onnxplain.engine.metrics.maps import one_a_pixel, require_map
+from onnxplain.engine.metrics.maps import one_a_pixel, require_map, score_maps
 from onnxplain.engine.metrics.protocols import Order, Protocol, Substrate
 from onnxplain.engine.requests import Blends, Head, Logits, Program
 from onnxplain.engine.space import Space
@@ -187,42 +185,7 @@ class InsertionDeletion:
         ends = 1 + len({self.protocol.insertion, self.protocol.deletion})
         return ends + 2 * (self.protocol.steps(height * width) - 1)
 
-    def score(
-        self,
-        model: Model | Callable[[Array], Array],
-        images: Array,
-        heatmaps: Sequence[Array],
-        *,
-        space: Space,
-        head: Head = Head.SOFTMAX,
-        channel_axis: int = 0,
-        batch_size: int = 8,
-        names: Iterable[str] | None = None,
-    ) -> list[Played]:
-        """Score one map for each image.
-
-        Args:
-            model: the driver's, or any callable images (n, C, H, W) -> logits (n, K); it gets at most `batch_size`.
-            images: (N, C, H, W), as the model wants them.
-            heatmaps: N maps; see `__call__`.
-            space: of the images, e.g. `Space.pixels(mean, std)` if the model normalises them itself.
-            head: what makes probabilities of logits.
-            channel_axis: 0 for images (C, H, W), -1 for (H, W, C).
-            names: of the heatmaps, for errors.
-        """
-        names = list(names) if names is not None else [f"heatmap {i}" for i in range(len(heatmaps))]
-        if not len(images) == len(heatmaps) == len(names):
-            raise UsageError(f"expected one heatmap for each image, got {len(heatmaps)} for {len(images)}")
-        if not len(images):
-            return []
-        if not isinstance(model, Model):
-            model = forward_model(model, images[:1], batch_size=batch_size)
-        programs = (
-            self(x, heatmap, space=space, head=head, channel_axis=channel_axis, name=name)
-            for x, heatmap, name in zip(images, heatmaps, names, strict=True)
-        )
-        outcomes = sorted(drive(programs, model), key=lambda outcome: outcome.index)
-        return [outcome.unwrap() for outcome in outcomes]
+    score = score_maps
 
 
 def frames(start: Array, finish: Array, when: Array, n: int, c: int, head: Head) -> Program[list[float]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from onnxplain.engine.drive import Model, as_model, in_order
 from onnxplain.engine.heatmap import reduce_channels, require_finite
 from onnxplain.engine.requests import Array, Head, Program
 from onnxplain.engine.space import Space
-from onnxplain.errors import InputError
+from onnxplain.errors import InputError, UsageError
+
+Result = TypeVar("Result")
 
 
 class MapScore(Protocol):
@@ -68,3 +72,38 @@ def one_a_pixel(heatmap: Array, reduce: str, channel_axis: int) -> tuple[Array, 
     if heatmap.ndim == 2:
         return heatmap.reshape(-1), "none"
     return reduce_channels(heatmap, reduce, channel_axis).reshape(-1), reduce
+
+
+def score_maps(
+    metric: Callable[..., Program[Result]],
+    model: Model | Callable[[Array], Array],
+    images: Array,
+    heatmaps: Sequence[Array],
+    *,
+    space: Space,
+    head: Head = Head.SOFTMAX,
+    channel_axis: int = 0,
+    batch_size: int = 8,
+    names: Iterable[str] | None = None,
+) -> list[Result]:
+    """Score one map for each image: the method `score` of each of these metrics.
+
+    Args:
+        model: the driver's, or any callable images (n, C, H, W) -> logits (n, K); it gets at most `batch_size`.
+        images: (N, C, H, W), as the model wants them.
+        heatmaps: N maps, each (H, W) or in the shape of its image.
+        space: of the images, e.g. `Space.pixels(mean, std)` if the model normalises them itself.
+        head: what makes probabilities of logits.
+        channel_axis: 0 for images (C, H, W), -1 for (H, W, C).
+        names: of the heatmaps, for errors.
+    """
+    names = list(names) if names is not None else [f"heatmap {i}" for i in range(len(heatmaps))]
+    if not len(images) == len(heatmaps) == len(names):
+        raise UsageError(f"expected one heatmap for each image, got {len(heatmaps)} for {len(images)}")
+    if not len(images):
+        return []
+    programs = (
+        metric(x, heatmap, space=space, head=head, channel_axis=channel_axis, name=name)
+        for x, heatmap, name in zip(images, heatmaps, names, strict=True)
+    )
+    return list(in_order(programs, as_model(model, images[:1], batch_size=batch_size)))

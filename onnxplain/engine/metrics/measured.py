@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
-from onnxplain.engine.drive import Model, drive
 from onnxplain.engine.heatmap import require_finite
 from onnxplain.engine.methods.method import Array
-from onnxplain.engine.requests import Program
 from onnxplain.errors import InputError
 
 Result = TypeVar("Result")
@@ -47,12 +45,6 @@ class Measured:
             **self.facts,
         }
         return [row | ({"undefined": self.undefined} if self.undefined is not None else {})]
-
-
-def in_order(programs: Iterable[Program[Result]], model: Model) -> Iterator[Result]:
-    """The results of programs in their own order, run together; raises the first error."""
-    for outcome in sorted(drive(programs, model), key=lambda outcome: outcome.index):
-        yield outcome.unwrap()
 
 
 def require_attribution(x: Array, heatmap: Array, name: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from onnxplain.engine.heatmap import reduction
 from onnxplain.engine.methods.method import CLASS_KINDS, require_one_of, require_whole, word
 from onnxplain.engine.metrics.insertion_deletion import CHUNK, substrate
-from onnxplain.engine.metrics.maps import one_a_pixel, require_map
+from onnxplain.engine.metrics.maps import one_a_pixel, require_map, score_maps
 from onnxplain.engine.metrics.protocols import Substrate
 from onnxplain.engine.metrics.ranks import pearson
 from onnxplain.engine.requests import Array, Blends, Head, Kind, Logits, Objective, Program
@@ -140,6 +140,8 @@ class SensitivityN:
     def rows(self, height: int, width: int) -> int:  # noqa: ARG002 -- as all metrics have it
         """How many rows one map costs, whatever its size: for progress bars."""
         return len(self.ratios) * self.subsets + 1
+
+    score = score_maps
 
 
 def require_ratios(who: str, ratios: Sequence[float]) -> None:
