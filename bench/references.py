@@ -36,8 +36,9 @@ from onnxplain.engine.methods import (  # noqa: E402
     Saliency,
     SmoothGrad,
 )
+from onnxplain.engine.methods.method import generator  # noqa: E402
 from onnxplain.engine.requests import Array, Kind  # noqa: E402
-from onnxplain.explainer import Explainer, generator  # noqa: E402
+from onnxplain.explainer import Explainer  # noqa: E402
 
 Theirs = Callable[[Explainer, Array, Array], Array]
 MODELS = ("imagenet/models/mobilenet_v1_0.25_128", "cifar10/models/resnet20_cifar10")

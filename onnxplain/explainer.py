@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import platform
@@ -37,6 +36,7 @@ from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.protocol import Closing
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import Method, Task, to_dict
+from onnxplain.engine.methods.method import generator
 from onnxplain.engine.requests import Array, Gradients, Head, Kind, Logits, Objective, Points, Program
 from onnxplain.engine.space import Space
 from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError, by_operator
@@ -377,11 +377,3 @@ def each_target(target: Target, count: int | None) -> Iterable[int | Array | Non
     if count is not None and len(given) != count:
         raise UsageError(f"target: expected one for each of {count} images, got {len(given)}")
     return list(given) if given.ndim == 2 else given.tolist()
-
-
-def generator(seed: int, x: Array, method: Method) -> np.random.Generator:
-    """Random numbers of one image and method, wherever the image stands and whoever else is in the batch."""
-    digest = hashlib.sha256(method.id.encode() + x.tobytes()).digest()
-    return np.random.default_rng(
-        np.random.SeedSequence(seed, spawn_key=tuple(np.frombuffer(digest, np.uint32).tolist()))
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -45,7 +46,14 @@ class Task:
         return Objective(kind, self.target, self.head)
 
 
-class Method(Protocol):
+class Identified(Protocol):
+    """What has a name in files and on the command line."""
+
+    @property
+    def id(self) -> str: ...
+
+
+class Method(Identified, Protocol):
     """An attribution method.
 
     `id` is its name in files and on the command line; a preset, such as `ISA.repo()`, has one of its own. Calling it
@@ -53,14 +61,19 @@ class Method(Protocol):
     that computes the attribution.
     """
 
-    @property
-    def id(self) -> str: ...
-
     def __call__(self, x: Array, task: Task) -> Program[Attribution]: ...
 
     def rows(self, shape: tuple[int, ...]) -> int:
         """How many rows (forward or gradient) an image of this shape costs at most: for progress bars."""
         ...
+
+
+def generator(seed: int, x: Array, whose: Identified) -> np.random.Generator:
+    """Random numbers of one image and method, or metric, wherever the image stands and whoever else is in the batch."""
+    digest = hashlib.sha256(whose.id.encode() + x.tobytes()).digest()
+    return np.random.default_rng(
+        np.random.SeedSequence(seed, spawn_key=tuple(np.frombuffer(digest, np.uint32).tolist()))
+    )
 
 
 def forward_only(method: Method) -> bool:

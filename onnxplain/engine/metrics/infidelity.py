@@ -16,6 +16,7 @@ from onnxplain.engine.methods.method import (
     MOST_STEPS,
     Array,
     channel_axis,
+    generator,
     require_one_of,
     require_positive,
     require_whole,
@@ -172,7 +173,7 @@ class Infidelity:
         batch_size: int = 8,
         **more: Any,
     ) -> list[Measured]:
-        """Score one attribution for each image; image i draws from the seed (`seed`, i).
+        """Score one attribution for each image; an image draws the same alone and in any company.
 
         `model` is the driver's, or any callable images (n, ...) -> logits (n, K); it gets at most `batch_size`. What is
         `more` goes to `__call__`.
@@ -185,8 +186,8 @@ class Infidelity:
         if not len(images):
             return []
         programs = (
-            self(x, a, space=space, target=target, rng=np.random.default_rng((seed, i)), **more)
-            for i, (x, a, target) in enumerate(zip(images, heatmaps, targets, strict=True))
+            self(x, a, space=space, target=target, rng=generator(seed, x, self), **more)
+            for x, a, target in zip(images, heatmaps, targets, strict=True)
         )
         return list(in_order(programs, as_model(model, images[:1], batch_size=batch_size)))
 

@@ -30,9 +30,9 @@ from onnxplain.engine.methods import (
     Task,
     Zero,
 )
+from onnxplain.engine.methods.method import generator
 from onnxplain.engine.requests import Kind
 from onnxplain.engine.space import Space
-from onnxplain.explainer import generator
 
 torch = framework("torch")
 captum = framework("captum.attr")

@@ -15,9 +15,10 @@ from shared_photos import classifier
 
 from onnxplain.engine.methods import BlurIG, Bound, Grid, GuidedIG, IntegratedGradients, Method, Rule, SmoothGrad
 from onnxplain.engine.methods.blur_ig import blur
+from onnxplain.engine.methods.method import generator
 from onnxplain.engine.requests import Kind
 from onnxplain.engine.space import Space
-from onnxplain.explainer import Explainer, generator
+from onnxplain.explainer import Explainer
 
 pair = framework("saliency.core")
 stats = framework("scipy.stats")

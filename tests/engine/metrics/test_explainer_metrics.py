@@ -13,6 +13,7 @@ import toys
 
 from onnxplain.engine.drive import Model, drive, run
 from onnxplain.engine.methods import GradientXInput, IntegratedGradients, Saliency, SmoothGrad
+from onnxplain.engine.methods.method import generator
 from onnxplain.engine.metrics import (
     Cascade,
     CompletenessGap,
@@ -233,10 +234,12 @@ def test_infidelity_of_any_callable_and_in_any_batch():
     rows = [[one.value for one in metric.score(net, images, maps, batch_size=b, **told)] for b in (1, 3, 8)]
     assert rows[0] == rows[1] == rows[2]
     alone = run(
-        metric(images[1], maps[1], space=Space.pixels(), target=1, rng=draws((5, 1))),
+        metric(images[1], maps[1], space=Space.pixels(), target=1, rng=generator(5, images[1], metric)),
         toys.model_of(toys.Toy(lambda x: np.tanh(x.ravel() @ weights), lambda x, v: x, SHAPE, 4)),
     )
     assert alone.value == rows[0][1]
+    backwards = metric.score(net, images[::-1], maps[::-1], **told | {"targets": [2, 1, 0]})
+    assert [one.value for one in backwards] == rows[0][::-1]  # an image's draws are its own
     assert metric.score(net, images[:0], [], space=Space.pixels(), targets=[]) == []
 
 
