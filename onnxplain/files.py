@@ -12,11 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxplain.engine.atomic import refuse_existing
 from onnxplain.engine.drive import Outcome, drive
@@ -201,6 +203,10 @@ def score_heatmaps(
     spec = explainer.photos
     model = explainer.metadata["onnxplain.source_sha256"]
 
+    @lru_cache(maxsize=1)  # one photo may be for all heatmaps
+    def photo_of(path: Path) -> NDArray[np.uint8]:
+        return load_image(path, spec)
+
     def program(at: int, metric: MapMetric) -> Program[Scored]:
         path = Path(heatmaps[at])
         loaded = read_heatmap(path, key)
@@ -210,7 +216,7 @@ def score_heatmaps(
             image, name = ours.image, str(known.get("image", path.stem))
         elif photos:
             photo = Path(photos[at % len(photos)])
-            image, name = load_image(photo, spec), photo.name
+            image, name = photo_of(photo), photo.name
         else:
             raise InputError(f"{path}: holds no image; next: give the photo that it explains with --image")
         size = explainer.image_size
