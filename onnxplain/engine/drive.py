@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.protocol import Executor, TensorSpec
+from onnxplain.engine.methods.walk import on_host
 from onnxplain.engine.requests import (
     Activations,
     Biases,
@@ -488,7 +489,7 @@ def drive(
                 index, program = next(source, (-1, None))
                 if program is None:
                     exhausted = True
-                elif (outcome := advance(Job(index, program), None)) is not None:
+                elif (outcome := advance(Job(index, on_host(program)), None)) is not None:
                     yield outcome
             elif queues[role]:
                 for other in queues:

@@ -172,6 +172,51 @@ class Line:
     reference: Array | None = field(default=None)
 
 
+class Stop(Enum):
+    """Where a walk ends before it has taken all of its steps, told by the logits that it meets."""
+
+    NEVER = "never"
+    ARRIVED = "arrived"  # where the model predicts the class of the walk
+    LEFT = "left"  # where it predicts another one
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """n sign-gradient walks side by side, each from the same image. Answer: `Walked`.
+
+    Walk i takes `steps[i]` steps, at least one, unless `stop` ends it earlier:
+        x <- clip(x + step[i] * sign(g) * moving[i]);  path_sum += D * h, with D what has been added to x
+    g is the gradient of `objective`, whose targets are `classes`, one each, if given; h is that of `along`, g itself
+    without one. Clipping is to `low` and `high`, without which there is none. The logits at each x tell, before each
+    step, whether the walk stops; where it comes with its last step, nobody asks. `stop` needs `classes`.
+    """
+
+    start: Array  # one image
+    step: Array  # (n, ...), each broadcasts against an image; its sign is the direction: up or down
+    steps: Array  # (n,) int
+    objective: Objective
+    classes: Array | None = None  # (n,) int
+    moving: Array | None = None  # (n, ...) bool, each broadcasts against an image; None: all features move
+    low: Array | None = None  # broadcasts against an image; both bounds or none
+    high: Array | None = None
+    along: Objective | None = None
+    along_at_start: Array | None = None  # the gradient of `along` at `start`, where it is known: it need not be asked
+    stop: Stop = Stop.NEVER
+
+    def __post_init__(self) -> None:
+        count = len(self.steps)
+        each = [part for part in (self.step, self.classes, self.moving) if part is not None]
+        if not count or any(len(part) != count for part in each) or min(self.steps) < 1:
+            raise UsageError(
+                f"Walk: expected for each walk a step, at least one of steps, and a class and a mask if any; got steps "
+                f"{np.asarray(self.steps).tolist()} with {[len(part) for part in each]} of the others"
+            )
+        if (self.low is None) != (self.high is None):
+            raise UsageError("Walk: expected both bounds, low and high, or none")
+        if self.stop is not Stop.NEVER and self.classes is None:
+            raise UsageError(f"Walk: stop={self.stop.value!r} needs classes")
+
+
 @dataclass(frozen=True, eq=False)
 class Activations:
     """Inner layers and gradients with respect to them, at points `x` (n, ...). Answer: `LayerGradients`."""
@@ -220,6 +265,18 @@ class PathSum:
 
 
 @dataclass(frozen=True, eq=False)
+class Walked:
+    """The answer to `Walk`."""
+
+    point: Array  # (n, ...): where each walk has come
+    path_sum: Array  # (n, ...)
+    first: Array  # (n, K): the logits at the start
+    last: Array  # (n, K): the last that were met: those that ended the walk, or those before its last step
+    iterations: Array  # (n,): steps taken
+    stopped: Array  # (n,) bool: ended by `stop`
+
+
+@dataclass(frozen=True, eq=False)
 class LayerGradients:
     """The answer to `Activations`: one array a layer, in the order in which the model was told them."""
 
@@ -241,7 +298,7 @@ class BiasGradients:
     sum: Array  # (n,): of all layers, those that do not lie on the picture too
 
 
-Request: TypeAlias = Logits | Blends | Points | Line | Activations | Biases | Multipliers
+Request: TypeAlias = Logits | Blends | Points | Line | Walk | Activations | Biases | Multipliers
 Result = TypeVar("Result")
 Program: TypeAlias = Generator[Request, Any, Result]
 

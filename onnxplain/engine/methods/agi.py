@@ -16,8 +16,8 @@ from onnxplain.engine.methods.method import (
     require_positive,
     require_whole,
 )
-from onnxplain.engine.methods.walk import explained_class, require_classes
-from onnxplain.engine.requests import Attribution, Kind, Points, Program
+from onnxplain.engine.methods.walk import explained_class, require_classes, stepped
+from onnxplain.engine.requests import Attribution, Kind, Points, Program, Stop, Walk
 
 MOST_CLASSES = 10**6
 
@@ -76,26 +76,25 @@ class AGI:
         require_classes(at_x.logits, "AGI")
         classes = self.draw(at_x.logits.shape[-1], explained, task.rng)
 
-        points = np.repeat(x[None], len(classes), axis=0)
-        iterations = np.zeros(len(classes), int)
-        arrived = classes == at_x.logits[0].argmax()
+        on = np.flatnonzero(classes != at_x.logits[0].argmax())
+        iterations, arrived = np.zeros(len(classes), int), np.ones(len(classes), bool)
         attribution = np.zeros_like(x)
-        for t in range(self.m):
-            on = np.flatnonzero(~arrived)
-            if not on.size:
-                break
-            climb = yield Points(points[on], objective, classes[on])
-            there = climb.logits.argmax(axis=-1) == classes[on]
-            arrived[on[there]] = True
-            on = on[~there]
-            if not on.size:
-                break
-            fall = at_x if t == 0 else (yield Points(points[on], objective))
-
-            start = x if self.restart else points[on]
-            points[on] = np.clip(start + self.epsilon * span * np.sign(climb.gradient[~there]), low, high)
-            attribution -= (fall.gradient * (points[on] - start)).sum(axis=0)
-            iterations[on] += 1
+        if on.size:
+            walk = Walk(
+                start=x,
+                step=np.repeat((self.epsilon * span)[None], on.size, axis=0),
+                steps=np.full(on.size, self.m),
+                objective=objective,
+                classes=classes[on],
+                low=low,
+                high=high,
+                along=objective,
+                along_at_start=at_x.gradient[0],
+                stop=Stop.ARRIVED,
+            )
+            walked = (yield from stepped(walk, restart=True)) if self.restart else (yield walk)
+            attribution -= walked.path_sum.sum(axis=0)
+            iterations[on], arrived[on] = walked.iterations, walked.stopped
         return Attribution(
             attribution,
             {"classes": classes.tolist(), "iterations": iterations.tolist(), "arrived": arrived.tolist()},

@@ -22,8 +22,8 @@ from onnxplain.engine.methods.method import (
     require_whole,
 )
 from onnxplain.engine.methods.quadrature import Rule
-from onnxplain.engine.methods.walk import explained_class, require_classes, sign_step
-from onnxplain.engine.requests import Attribution, Kind, Logits, Points, Program, Request
+from onnxplain.engine.methods.walk import explained_class, require_classes
+from onnxplain.engine.requests import Attribution, Kind, Logits, Points, Program, Request, Stop, Walk
 
 MOST_BISECTION = 100
 MOST_RADIUS = 1e6
@@ -148,21 +148,39 @@ class BIG:
     def search(self, x: Array, explained: int, task: Task) -> Generator[Request, Any, tuple[int, Boundary]]:
         """How many attacks it took, and where the last one has come."""
         if self.attack is Attack.SIGN:
-            task.space.require_range("BIG")
-            return 1, (yield from self.walk(x.copy(), x, None, explained, task))
+            return 1, (yield from self.walk(x, explained, task))
         for attack, radius in enumerate(self.radii):
             start = x + drawn_in_ball(x.shape, radius, task.rng).astype(x.dtype) * task.space.scale.astype(x.dtype)
-            found = yield from self.walk(start, x, radius, explained, task)
+            found = yield from self.descend(start, x, radius, explained, task)
             if found.label != explained:
                 return attack + 1, found
         return len(self.radii), found
 
-    def walk(
-        self, point: Array, x: Array, radius: float | None, explained: int, task: Task
-    ) -> Generator[Request, Any, Boundary]:
-        """One attack, from `point` on: inside the ball of `radius` around `x` in model space, if there is one."""
-        objective = task.objective(self.attack_objective)
+    def walk(self, x: Array, explained: int, task: Task) -> Generator[Request, Any, Boundary]:
+        """The attack by signs of gradients."""
+        task.space.require_range("BIG")
         low, high, span = (fact.astype(x.dtype) for fact in (task.space.low, task.space.high, task.space.span))
+        walked = yield Walk(
+            start=np.clip(x, low, high),
+            step=(self.eta * span)[None],
+            steps=np.array([self.attack_steps]),
+            objective=task.objective(self.attack_objective),
+            classes=np.array([explained]),
+            low=low,
+            high=high,
+            stop=Stop.LEFT if self.earliest else Stop.NEVER,
+        )
+        require_classes(walked.first, "BIG")
+        (point,), (iteration,) = walked.point, walked.iterations.tolist()
+        logits = walked.last if walked.stopped[0] else (yield Logits(point[None]))
+        return Boundary(point, int(logits[0].argmax()), iteration)
+
+    def descend(
+        self, point: Array, x: Array, radius: float, explained: int, task: Task
+    ) -> Generator[Request, Any, Boundary]:
+        """One attack by gradients in model space, from `point` on, inside the ball of `radius` around `x`."""
+        objective = task.objective(self.attack_objective)
+        low, high, scale = (fact.astype(x.dtype) for fact in (task.space.low, task.space.high, task.space.scale))
         point = np.clip(point, low, high)
         for i in range(self.attack_steps):
             at = yield Points(point[None], objective)
@@ -170,10 +188,7 @@ class BIG:
             label = int(at.logits[0].argmax())
             if self.earliest and label != explained:
                 return Boundary(point, label, i)
-            if radius is None:
-                sign_step(point, at.gradient[0], self.eta * span)
-            else:
-                point = self.pgd_step(point, at.gradient[0], x, radius, task.space.scale.astype(x.dtype))
+            point = self.pgd_step(point, at.gradient[0], x, radius, scale)
             np.clip(point, low, high, out=point)
         logits = yield Logits(point[None])
         return Boundary(point, int(logits[0].argmax()), self.attack_steps)

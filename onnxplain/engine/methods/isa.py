@@ -21,7 +21,7 @@ from onnxplain.engine.methods.method import (
     require_whole,
 )
 from onnxplain.engine.methods.walk import sign_step
-from onnxplain.engine.requests import Attribution, Kind, Logits, Points, Program, Request
+from onnxplain.engine.requests import Attribution, Kind, Logits, Points, Program, Request, Walk
 from onnxplain.errors import UsageError
 
 TINY = 1e-12  # the least |change of the loss| that is divided by
@@ -37,7 +37,7 @@ class DeltaLoss(Enum):
     EVALUATED = "evaluated"  # between the first and the last loss that the walk met: T - 1 of its T steps, all included
 
 
-class Walk(NamedTuple):
+class Way(NamedTuple):
     """One sign-gradient chain: +1 up or -1 down, its step in pixel units, and how many steps it takes."""
 
     sign: int
@@ -148,9 +148,9 @@ class ISA:
         return replace(cls.repo(id="isa-table1", eta1=0.002, eta2=0.002, s=1.1, drop_tail=True), **changes)
 
     @property
-    def walks(self) -> list[Walk]:
+    def walks(self) -> list[Way]:
         """The walks that take any step, the longer one first."""
-        both = Walk(+1, self.eta1, self.t1), Walk(-1, self.eta2, self.t2)
+        both = Way(+1, self.eta1, self.t1), Way(-1, self.eta2, self.t2)
         return sorted((walk for walk in both if walk.steps), key=lambda walk: -walk.steps)
 
     @property
@@ -209,17 +209,14 @@ class ISA:
         signs = [walk.sign for walk in walks]
         step = task.space.span.astype(x0.dtype) * column([walk.sign * walk.eta for walk in walks], x0)
         moving = np.stack([alive | (sign > 0 and not self.mask_ascent) for sign in signs])
-        x = np.repeat(x0[None], len(walks), axis=0)
-        path_sum = np.zeros_like(x)
-
-        first = np.zeros(len(walks))
-        last = np.zeros(len(walks))
-        for t in range(walks[0].steps):
-            on = sum(walk.steps > t for walk in walks)  # the longer walk is first: those still on are x[:on]
-            last[:on], gradient = yield from self.look(x[:on], signs[:on], t, task)
-            if t == 0:
-                first[:] = last
-            sign_step(x[:on], gradient * moving[:on], step[:on], path_sum[:on])
+        if self.plain:
+            objective = task.objective(self.objective)
+            steps = np.array([walk.steps for walk in walks])
+            walked = yield Walk(x0, step, steps, objective, moving=moving)
+            x, path_sum = walked.point, walked.path_sum
+            first, last = objective.value(walked.first), objective.value(walked.last)
+        else:
+            x, path_sum, first, last = yield from self.stray(x0, step, moving, task)
         changes = last - first
         if self.delta_loss is DeltaLoss.ENDS:
             changes = yield from self.change(x0, x, first, task)
@@ -229,6 +226,24 @@ class ISA:
         guarded = sum(sign * change < TINY for change, sign in zip(changes, signs, strict=True)) if divided else 0
         score = (path_sum / column(divisors, x0)).sum(axis=0)
         return Round(np.where(alive, score, 0), changes.tolist(), int(guarded))
+
+    def stray(
+        self, x0: Array, step: Array, moving: Array, task: Task
+    ) -> Generator[Request, Any, tuple[Array, Array, Array, Array]]:
+        """The walks of a round with noise or penalty: end points, path sums, and first and last loss that each met."""
+        walks = self.walks
+        signs = [walk.sign for walk in walks]
+        x = np.repeat(x0[None], len(walks), axis=0)
+        path_sum = np.zeros_like(x)
+        first = np.zeros(len(walks))
+        last = np.zeros(len(walks))
+        for t in range(walks[0].steps):
+            on = sum(walk.steps > t for walk in walks)  # the longer walk is first: those still on are x[:on]
+            last[:on], gradient = yield from self.look(x[:on], signs[:on], t, task)
+            if t == 0:
+                first[:] = last
+            sign_step(x[:on], gradient * moving[:on], step[:on], path_sum[:on])
+        return x, path_sum, first, last
 
     def look(self, x: Array, signs: list[int], t: int, task: Task) -> Generator[Request, Any, tuple[Array, Array]]:
         """The loss and its gradient where each walk is, with noise and penalty; at t = 0 both are in one place."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from onnxplain.engine.drive import GRADIENT, LOGITS, Usage, drive, run
 from onnxplain.engine.methods import AGI, Task
+from onnxplain.engine.methods.walk import on_host
 from onnxplain.engine.requests import Head, Kind, Points
 from onnxplain.engine.space import Space
 from onnxplain.errors import FeedMismatch, NonFinite, UsageError
@@ -77,7 +78,7 @@ def test_points_stay_in_the_range(seed: int, restart: bool, epsilon: float) -> N
     seen = []
 
     def listen() -> Any:
-        program, answer = AGI(restart=restart, epsilon=epsilon, m=5)(x, toys.task(toys.TOY_T)), None
+        program, answer = on_host(AGI(restart=restart, epsilon=epsilon, m=5)(x, toys.task(toys.TOY_T))), None
         while True:
             try:
                 request = program.send(answer)

@@ -24,6 +24,7 @@ import onnxplain as ox  # noqa: E402
 from onnxplain.engine.drive import GRADIENT, LOGITS, Model, run  # noqa: E402
 from onnxplain.engine.executors.reference import ReferenceExecutor  # noqa: E402
 from onnxplain.engine.methods import AGI, BIG, ISA, CrediblePath, Method, Task  # noqa: E402
+from onnxplain.engine.methods.walk import on_host  # noqa: E402
 from onnxplain.engine.requests import Attribution, Gradients, Kind, Points, Program  # noqa: E402
 from onnxplain.engine.space import Space  # noqa: E402
 
@@ -74,7 +75,7 @@ def test_gradients_at_the_points_that_are_asked_for(model: Model, method: Method
     seen: list[tuple[Points, toys.Array, Gradients]] = []
 
     def listen() -> Program[Attribution]:
-        program, answer = method(X, told()), None
+        program, answer = on_host(method(X, told())), None
         while True:
             try:
                 request = program.send(answer)
