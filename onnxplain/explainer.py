@@ -18,13 +18,16 @@ from onnx import ModelProto
 from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY, without_layers
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.read import ModelLike
+from onnxplain.adapters.gradient.steps import line_step, walk_step
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
 from onnxplain.engine.drive import (
     BIASES,
     GRADIENT,
     LAYERS,
+    LINE,
     LOGITS,
     MULTIPLIERS,
+    WALK,
     Model,
     Outcome,
     Usage,
@@ -60,6 +63,7 @@ def open(
     gradient: bool = True,
     range: tuple[float, float] | None = None,
     threads: int = 0,
+    step_graphs: bool | None = None,
     on_unsupported: OnUnsupported = "error",
 ) -> Explainer:
     """Open a classifier or a gradient model for explaining. Use it as a context manager, or call `close`.
@@ -79,6 +83,8 @@ def open(
             model need not be differentiable then.
         range: the valid values of an input without preprocessing, for methods that work in pixel units.
         threads: of the runtime inside one operator; 0 lets it decide.
+        step_graphs: whether walks and path integrals keep their state on the device, where small graphs make their
+            steps, so that images and gradients do not cross the bus; None: where the device has memory of its own.
         on_unsupported: what an operator without a gradient is, as in `differentiate`.
 
     Raises:
@@ -90,7 +96,7 @@ def open(
         raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
     how: dict[str, Any] = {"head": head, "input_shape": input_shape, "layers": layers, "gradient": gradient}
     made = halves(model, preprocess, output, **how, on_unsupported=on_unsupported)
-    return Explainer(made, batch_size=batch_size, range=range, threads=threads)
+    return Explainer(made, batch_size=batch_size, range=range, threads=threads, step_graphs=step_graphs)
 
 
 class Explainer(Closing):
@@ -109,6 +115,7 @@ class Explainer(Closing):
         batch_size: int = 8,
         range: tuple[float, float] | None = None,
         threads: int = 0,
+        step_graphs: bool | None = None,
     ) -> None:
         self.metadata = properties(model.logits)
         self.preprocess: PreprocessSpec | None = None
@@ -129,6 +136,7 @@ class Explainer(Closing):
         self.usage = Usage()
         self.batch_size = batch_size
         self.threads = threads
+        self.step_graphs = step_graphs
         self._halves = model
         self._opened: list[OnnxRuntimeExecutor] = []
         self._found: list[dict[str, Any]] = []  # of the layers, once they are there
@@ -152,8 +160,10 @@ class Explainer(Closing):
             LAYERS: self._start_layers,
             BIASES: self._start_biases,
             MULTIPLIERS: self._start_multipliers,
+            WALK: lambda: self._start(walk_step(self.forward.image_shape, self.forward.dtype)),
+            LINE: lambda: self._start(line_step(self.forward.image_shape, self.forward.dtype)),
         }
-        return Model(start, batch_size=self.batch_size, head=self.head)
+        return Model(start, batch_size=self.batch_size, head=self.head, step_graphs=self.step_graphs)
 
     def _start_gradient(self) -> OnnxRuntimeExecutor:
         if self._halves.gradient is None and self._halves.multipliers is not None:

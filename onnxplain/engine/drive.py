@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import RLock
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.engine.executors.function import FunctionExecutor
-from onnxplain.engine.executors.protocol import Executor, TensorSpec
+from onnxplain.engine.executors.protocol import Executor, OnDevice, TensorSpec
 from onnxplain.engine.methods.walk import on_host
 from onnxplain.engine.requests import (
     Activations,
@@ -34,20 +34,27 @@ from onnxplain.engine.requests import (
     Line,
     Logits,
     Multipliers,
+    Objective,
     PathSum,
     Points,
     Program,
     Request,
     Validity,
+    Walk,
+    Walked,
 )
+from onnxplain.engine.resident import Convoy, LineRig, Names, Ray, Traverse, Walker, WalkRig, even_split
 from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, UsageError
 
 Array: TypeAlias = NDArray[Any]
 Result = TypeVar("Result")
 
 # The roles: the classifier, its gradient model, that with inner layers, that with the bias-gradients of all layers, and
-# the multipliers against a reference.
-ROLES = LOGITS, GRADIENT, LAYERS, BIASES, MULTIPLIERS = "logits", "gradient", "layers", "biases", "multipliers"
+# the multipliers against a reference; then the step models of walks and lines whose state stays on the device.
+ROLES = LOGITS, GRADIENT, LAYERS, BIASES, MULTIPLIERS, WALK, LINE = (
+    *("logits", "gradient", "layers", "biases", "multipliers"),
+    *("walk", "line"),
+)
 # The outputs that may hold no NaN and no Inf; where nothing is said, none of them may.
 FINITE = {LOGITS: ("logits",), GRADIENT: ("logits", "gradient")}
 NEEDED = {
@@ -65,7 +72,10 @@ BIAS_GRADIENT, BIAS_SUM = "bias_gradient_{}", "bias_sum"  # and of biases
 
 @dataclass
 class Usage:
-    """What has been spent: rows and runtime calls by role, seconds inside the runtime and in all."""
+    """What has been spent: rows and runtime calls by role, seconds inside the runtime and in all.
+
+    The gradients of walks and lines on the device count as gradients, and their steps beside.
+    """
 
     rows: Counter[str] = field(default_factory=lambda: Counter({LOGITS: 0, GRADIENT: 0}))
     calls: Counter[str] = field(default_factory=lambda: Counter({LOGITS: 0, GRADIENT: 0}))
@@ -94,10 +104,18 @@ class Model:
 
     `start` makes the executor of a role, when that is first needed; whoever gives it closes what it has made. Several
     threads may drive programs on one model; they take turns, batch by batch.
+
+    `step_graphs` says whether walks and lines keep their state on the device, for which there have to be executors for
+    their steps, and all have to be `OnDevice`; None: if they can, and the device has memory of its own.
     """
 
     def __init__(
-        self, start: Mapping[str, Callable[[], Executor]], *, batch_size: int = 8, head: Head = Head.SOFTMAX
+        self,
+        start: Mapping[str, Callable[[], Executor]],
+        *,
+        batch_size: int = 8,
+        head: Head = Head.SOFTMAX,
+        step_graphs: bool | None = None,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch size: expected at least 1, got {batch_size}")
@@ -119,6 +137,13 @@ class Model:
         self.target = np.empty((batch_size, classes), np.float32)
         self.code = np.empty(batch_size, np.int64)
         self.lock = RLock()
+        own_memory = None  # whether the device has it; None where nothing can stay there
+        if isinstance(logits, OnDevice) and {WALK, LINE} <= start.keys():
+            own_memory = logits.own_memory
+        if step_graphs and own_memory is None:
+            raise UsageError("step_graphs: this runtime keeps nothing on its device; next: leave step_graphs out")
+        self.on_device = bool(own_memory if step_graphs is None else step_graphs)
+        self.rigs: dict[tuple[str, bool], list[WalkRig | LineRig]] = {}  # those of full batches that are free
 
     def executor(self, role: str) -> Executor:
         """The executor of a role."""
@@ -127,6 +152,24 @@ class Model:
         if role not in self.executors:
             self.executors[role] = self.start[role]()
         return self.executors[role]
+
+    def rig(self, role: str, rows: int, *, along: bool = False) -> WalkRig | LineRig:
+        """Buffers for `rows` walks or points on the device. Those of full batches are kept, for whoever needs them."""
+        full = rows == self.batch_size
+        if full and self.rigs.get((role, along)):
+            return self.rigs[role, along].pop()
+        gradient, step = self.executor(GRADIENT), self.executor(role)
+        assert isinstance(gradient, OnDevice)
+        assert isinstance(step, OnDevice)
+        names = Names(self.input, TARGET, OBJECTIVE)
+        if role == WALK:
+            return WalkRig(gradient, step, names, rows, along=along, kept=full)
+        return LineRig(gradient, step, names, rows, kept=full)
+
+    def give_back(self, role: str, rig: WalkRig | LineRig) -> None:
+        """Let others have the rig."""
+        if rig.rows == self.batch_size:
+            self.rigs.setdefault((role, rig.along), []).append(rig)
 
     def run(self, role: str, count: int) -> Mapping[str, Array]:
         """Outputs for the first `count` rows of the buffers."""
@@ -228,8 +271,7 @@ class PointsWork:
         if request.classes is not None:
             if len(request.classes) != self.count:
                 raise FeedMismatch(f"{self.count} points with {len(request.classes)} classes: expected one for each")
-            rows = [replace(request.objective, target=int(one)).row(model.classes) for one in request.classes]
-            self.target = np.array(rows, np.float32).reshape(self.count, model.classes)
+            self.target = rows_for(request.objective, request.classes, model)
         self.result = Gradients(
             logits=np.empty((self.count, model.classes), model.dtype),
             value=np.empty(self.count, model.dtype),
@@ -339,7 +381,61 @@ def is_valid(line: Line, i: int, j: int, gradient: Array) -> Array:
     return np.asarray(same_sign & (np.abs(ours) > np.abs(theirs)))
 
 
-Work: TypeAlias = LogitsWork | BlendsWork | PointsWork | LayersWork | MultipliersWork | LineWork
+def rows_for(objective: Objective, classes: Array, model: Model) -> Array:
+    """The targets (n, K) of an objective of these classes."""
+    rows = [replace(objective, target=int(one)).row(model.classes) for one in classes]
+    return np.array(rows, np.float32).reshape(len(classes), model.classes)
+
+
+class RaysWork:
+    """`Line` under way on the device, path by path."""
+
+    role = LINE
+
+    def __init__(self, request: Line, model: Model) -> None:
+        self.count = len(request.t)
+        target = request.objective.row(model.classes)
+        self.members = [Ray(request, i, target, request.objective.kind) for i in range(self.count)]
+
+    def answer(self) -> PathSum:
+        return PathSum(
+            value=np.stack([ray.value for ray in self.members]),
+            gradient=np.stack([ray.sum for ray in self.members]),
+            count=np.stack([ray.count for ray in self.members]),
+        )
+
+
+class WalkWork:
+    """`Walk` under way on the device."""
+
+    role = WALK
+
+    def __init__(self, request: Walk, model: Model) -> None:
+        self.count = len(request.steps)
+        objective, along = request.objective, request.along
+        if request.classes is None:
+            targets = np.repeat(objective.row(model.classes)[None], self.count, axis=0)
+        else:
+            targets = rows_for(objective, request.classes, model)
+        beside = None if along is None else (along.row(model.classes), int(along.kind))
+        zero = np.zeros_like(request.start)
+        self.members = [
+            Walker(request, i, targets[i], objective.kind, beside, request.start, zero) for i in range(self.count)
+        ]
+
+    def answer(self) -> Walked:
+        return Walked(
+            point=np.stack([walker.point for walker in self.members]),
+            path_sum=np.stack([walker.path_sum for walker in self.members]),
+            first=np.stack([walker.first for walker in self.members if walker.first is not None]),
+            last=np.stack([walker.last for walker in self.members if walker.last is not None]),
+            iterations=np.array([walker.iterations for walker in self.members]),
+            stopped=np.array([walker.stopped for walker in self.members]),
+        )
+
+
+RowWork: TypeAlias = LogitsWork | BlendsWork | PointsWork | LayersWork | MultipliersWork | LineWork
+Work: TypeAlias = RowWork | RaysWork | WalkWork
 
 
 def begin(request: Request, model: Model) -> Work:
@@ -362,8 +458,12 @@ def begin(request: Request, model: Model) -> Work:
             return BlendsWork(request, model)
         case Points():
             return PointsWork(request, model)
+        case Line() if model.on_device and 2 * request.t.shape[1] >= model.batch_size:
+            return RaysWork(request, model)
         case Line():
             return LineWork(request, model)
+        case Walk():
+            return WalkWork(request, model)
         case Activations() | Biases():
             return LayersWork(request, model)
         case Multipliers():
@@ -379,6 +479,8 @@ def rows_of(request: Request) -> tuple[Array, ...]:
             return request.x, request.reference
         case Blends():
             return request.start[None], request.finish[None]
+        case Walk():
+            return (request.start[None],)
         case _:
             return (request.x,)
 
@@ -393,6 +495,41 @@ class Job(Generic[Result]):
     asked: int = 0
     waiting: int = 0
     work: Work | None = None
+
+
+Item: TypeAlias = tuple[Job[Result], int]  # a row of what a program has asked for
+
+
+@dataclass(eq=False)
+class Voyage(Generic[Result]):
+    """What is on the device, whose it is, and whose of it has failed."""
+
+    items: list[Item[Result]]
+    state: Convoy | Traverse
+    failed: set[int] = field(default_factory=set)
+
+
+def embark(queue: deque[Item[Result]], model: Model) -> Voyage[Result]:
+    """Bring what is at the head of a queue to the device: one path, or as many walks as fit into a batch."""
+
+    def member(item: Item[Result]) -> Any:
+        job, row = item
+        assert isinstance(job.work, (RaysWork, WalkWork))
+        return job.work.members[row]
+
+    head = member(queue[0])
+    if isinstance(head, Ray):
+        rig = model.rig(LINE, even_split(head.line.t.shape[1], model.batch_size))
+        assert isinstance(rig, LineRig)
+        return Voyage([queue.popleft()], Traverse(rig, head))
+    aboard: list[Item[Result]] = []
+    for item in list(queue):
+        if len(aboard) < model.batch_size and all(member(item).fits(member(other)) for other in aboard):
+            aboard.append(item)
+            queue.remove(item)
+    rig = model.rig(WALK, len(aboard), along=head.along is not None)
+    assert isinstance(rig, WalkRig)
+    return Voyage(aboard, Convoy(rig, [member(item) for item in aboard]))
 
 
 def drive(
@@ -410,9 +547,13 @@ def drive(
     """
     usage = usage if usage is not None else Usage()
     source = enumerate(programs)
-    queues: dict[str, deque[tuple[Job[Result], int]]] = {role: deque() for role in ROLES}
+    queues: dict[str, deque[Item[Result]]] = {role: deque() for role in ROLES}
+    under_way: dict[str, Voyage[Result]] = {}  # what is on the device now, by role: WALK or LINE
     passed_over = dict.fromkeys(ROLES, 0)  # batches that a role's rows have waited for others
     exhausted = False
+
+    def begun(index: int, program: Program[Result]) -> Job[Result]:
+        return Job(index, program if model.on_device else on_host(program))
 
     def advance(job: Job[Result], answer: Any) -> Outcome[Result] | None:
         """Send a program its answer and queue the rows of what it asks next; its outcome if it has ended."""
@@ -429,7 +570,8 @@ def drive(
         except OnnxplainError as error:
             return fail(job, error)
         queues[job.work.role].extend((job, row) for row in range(job.work.count))
-        job.rows[job.work.role] += job.work.count
+        if not isinstance(job.work, (RaysWork, WalkWork)):
+            job.rows[job.work.role] += job.work.count
         return None
 
     def fail(job: Job[Result], error: OnnxplainError) -> Outcome[Result]:
@@ -448,7 +590,7 @@ def drive(
         ended: list[Outcome[Result]] = []
         with model.lock:  # another thread may be driving other programs on the same buffers
             for at, (job, row) in enumerate(batch):
-                assert job.work is not None
+                assert isinstance(job.work, RowWork)
                 job.work.write(row, model.x[at])
                 if not isinstance(job.work, (LogitsWork, BlendsWork)):
                     target = job.work.target  # one for all rows, or one for each
@@ -464,10 +606,11 @@ def drive(
             for at, (job, row) in enumerate(batch):
                 if job.index in failed:
                     continue
-                assert job.work is not None
+                assert isinstance(job.work, RowWork)
                 if not finite[at]:
                     failed.add(job.index)
-                    ended.append(fail(job, non_finite(job.asked, {name: y[at] for name, y in outputs.items()})))
+                    spoilt = {name for name, y in outputs.items() if not np.isfinite(y[at]).all()}
+                    ended.append(fail(job, non_finite(job.asked, spoilt)))
                     continue
                 job.work.read(row, at, outputs)
                 job.waiting -= 1
@@ -480,30 +623,89 @@ def drive(
         # only now: whoever takes an outcome may use the model, whose next call overwrites these outputs
         yield from ended
 
+    def run_step(role: str) -> Iterator[Outcome[Result]]:
+        """One step of what is on the device; what has come to its end there is handed out, and goes on."""
+        ended: list[Outcome[Result]] = []
+        with model.lock:
+            if role not in under_way:
+                under_way[role] = embark(queues[role], model)
+            voyage = under_way[role]
+            started = time.perf_counter()
+            spent = voyage.state.step()
+            usage.runtime_seconds += time.perf_counter() - started
+            rows = int(spent.rows.sum())
+            usage.calls += Counter({GRADIENT: spent.calls, role: 1})
+            usage.rows += Counter({GRADIENT: rows, role: rows})
+            for (job, _), count in zip(voyage.items, spent.rows.tolist(), strict=True):
+                job.rows[GRADIENT] += count
+            for at, name in spent.failed.items():
+                job, _ = voyage.items[at]
+                if job.index not in voyage.failed:
+                    voyage.failed.add(job.index)
+                    ended.append(fail(job, non_finite(job.asked, {name})))
+            for at, (job, _) in enumerate(voyage.items):
+                if job.index in voyage.failed:
+                    voyage.state.drop(at)
+            if voyage.state.over:
+                ended += land(role)
+        if observe is not None:
+            observe({GRADIENT: rows})
+        yield from ended
+
+    def land(role: str) -> list[Outcome[Result]]:
+        """Take everything of a role off the device: what is not at its end goes to the head of the queue again."""
+        voyage = under_way.pop(role)
+        voyage.state.land()
+        model.give_back(role, voyage.state.rig)
+        members: Sequence[Walker | Ray] = voyage.state.members
+        left = [
+            (job, row, member)
+            for (job, row), member in zip(voyage.items, members, strict=True)
+            if job.index not in voyage.failed
+        ]
+        queues[role].extendleft(reversed([(job, row) for job, row, member in left if member.goes_on]))
+        ended = []
+        for job, _, member in left:
+            job.waiting -= not member.goes_on
+            if not job.waiting:
+                assert job.work is not None
+                if (outcome := advance(job, job.work.answer())) is not None:
+                    ended.append(outcome)
+        return ended
+
+    def waiting(role: str) -> int:
+        """How many rows of a role there are to run: a path is a batch at least, and so is what is on the device."""
+        rows = len(queues[role]) * (model.batch_size if role == LINE else 1)
+        return max(rows, model.batch_size) if role in under_way else rows
+
     def turns() -> Iterator[Outcome[Result]]:
         nonlocal exhausted
         while True:
-            overdue = next((r for r in queues if queues[r] and passed_over[r] >= PATIENCE), None)
-            role = overdue or max(queues, key=lambda r: len(queues[r]))
-            if overdue is None and len(queues[role]) < model.batch_size and not exhausted:
+            overdue = next((r for r in queues if waiting(r) and passed_over[r] >= PATIENCE), None)
+            role = overdue or max(queues, key=waiting)
+            if overdue is None and waiting(role) < model.batch_size and not exhausted:
                 index, program = next(source, (-1, None))
                 if program is None:
                     exhausted = True
-                elif (outcome := advance(Job(index, on_host(program)), None)) is not None:
+                elif (outcome := advance(begun(index, program), None)) is not None:
                     yield outcome
-            elif queues[role]:
+            elif waiting(role):
                 for other in queues:
-                    passed_over[other] = 0 if other == role else passed_over[other] + bool(queues[other])
-                yield from run_batch(role)
+                    passed_over[other] = 0 if other == role else passed_over[other] + bool(waiting(other))
+                yield from run_step(role) if role in (WALK, LINE) else run_batch(role)
             else:
                 return
 
     clock = time.perf_counter()
-    for outcome in turns():
+    try:
+        for outcome in turns():
+            usage.seconds += time.perf_counter() - clock
+            yield outcome
+            clock = time.perf_counter()
         usage.seconds += time.perf_counter() - clock
-        yield outcome
-        clock = time.perf_counter()
-    usage.seconds += time.perf_counter() - clock
+    finally:
+        for role, voyage in under_way.items():  # whoever takes the outcomes has seen enough
+            model.give_back(role, voyage.state.rig)
 
 
 def rows_finite(x: Array) -> Array:
@@ -511,8 +713,7 @@ def rows_finite(x: Array) -> Array:
     return np.asarray(np.isfinite(x).reshape(len(x), -1).all(axis=-1))
 
 
-def non_finite(step: int, outputs: Mapping[str, Array]) -> NonFinite:
-    spoilt = {name for name, y in outputs.items() if not np.isfinite(y).all()}
+def non_finite(step: int, spoilt: Collection[str]) -> NonFinite:
     what = next((name for name in ("logits", "gradient") if name in spoilt), "inner layers")
     return NonFinite(
         f"the model gave NaN or Inf in its {what} at request {step} of the method; "

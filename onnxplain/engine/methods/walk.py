@@ -1,4 +1,4 @@
-"""What sign-gradient walks share: the step, a whole walk on the host, and the class that some of them walk away from."""
+"""What sign-gradient walks share: the step, a whole walk on the host, the class that some of them walk away from."""
 
 from __future__ import annotations
 

@@ -193,11 +193,12 @@ class BlackInstead(BIG):
 class Descends(BIG):
     """Makes the class surer."""
 
-    def walk(self, point: toys.Array, x: toys.Array, radius: float | None, explained: int, task: Task) -> Any:
+    def walk(self, x: toys.Array, explained: int, task: Task) -> Any:
+        point = x.copy()
         for _ in range(self.attack_steps):
             at = yield Points(point[None], Objective(Kind.LOGPROB, task.target))
             sign_step(point, at.gradient[0], self.eta * task.space.span)
-        return (yield from super().walk(point, x, radius, explained, task))
+        return (yield from super().walk(point, explained, task))
 
 
 WRONG: Wrong = [

@@ -1,0 +1,320 @@
+"""Walks and lines whose state stays in the memory of the device: per step only scalars and logits cross the bus.
+
+A gradient model and a step model (`adapters.gradient.steps`) of one runtime share buffers. State that changes has two
+of them, and the step goes from one to the other, since no model may write to what it reads:
+
+    point 0 ──gradient model──► gradient ──step model──► point 1 ──gradient model──► gradient ──step model──► point 0
+
+The driver makes the steps one by one, between batches of other things, and hands out what comes back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.engine.executors.protocol import Buffer, OnDevice, TensorSpec
+from onnxplain.engine.methods.walk import ended
+from onnxplain.engine.requests import Line, Validity, Walk
+
+Array: TypeAlias = NDArray[Any]
+
+# Inputs and outputs of the step models: state, which becomes `NEXT` of itself,
+POINT, PATH_SUM, SUM, COUNT, NEXT = "point", "path_sum", "sum", "count", "next_{}"
+GRADIENT, ALONG, SPOILT = "gradient", "along", "spoilt"  # what the gradient model gave, and whether that is sound,
+STEP, LOW, HIGH, BOUNDED, ACTIVE = "step", "low", "high", "bounded", "active"  # hyper-parameters of walks,
+START, REFERENCE, RULE = "start", "reference", "rule"  # and of lines,
+AT, WEIGHT, REST, USED = "t", "weight", "rest", "used"  # and of their points.
+RULES = (None, *Validity)  # the values of `rule`
+
+
+class Names(NamedTuple):
+    """What the inputs of a gradient model are called."""
+
+    image: str
+    target: str
+    objective: str
+
+
+class Spent(NamedTuple):
+    """What a step took: the gradient rows of each member, and how many calls of the gradient model they came in.
+
+    `failed` names, for members whose numbers are not finite, what holds them: "logits" or "gradient".
+    """
+
+    rows: Array
+    calls: int
+    failed: Mapping[int, str]
+
+
+def sized(spec: TensorSpec, rows: int) -> TensorSpec:
+    """The spec with its free dimension, the batch, fixed."""
+    return TensorSpec(spec.dtype, tuple(d if isinstance(d, int) else rows for d in spec.shape))
+
+
+class Side:
+    """A gradient model bound to buffers: one call for each of `points`, all with the same targets and outputs."""
+
+    def __init__(self, model: OnDevice, names: Names, points: Sequence[Buffer], rows: int, *, kept: bool) -> None:
+        def buffer(spec: TensorSpec) -> Buffer:
+            return model.buffer(sized(spec, rows))
+
+        self.target, self.code = buffer(model.inputs[names.target]), buffer(model.inputs[names.objective])
+        outputs = {name: buffer(spec) for name, spec in model.outputs.items()}
+        self.logits, self.value, self.gradient = outputs["logits"], outputs["value"], outputs["gradient"]
+        told = {names.target: self.target, names.objective: self.code}
+        self.calls = [model.bind({names.image: point, **told, **outputs}, kept=kept) for point in points]
+
+
+@dataclass(eq=False)
+class Walker:
+    """One walk of a request, where it is, and what it has met; `point` and `path_sum` as of when it last landed."""
+
+    walk: Walk
+    at: int  # which of the walks of the request
+    target: Array  # (K,) float32, and the code of its kind
+    code: int
+    along: tuple[Array, int] | None  # the same of `along`
+    point: Array
+    path_sum: Array
+    first: Array | None = None
+    last: Array | None = None
+    iterations: int = 0
+    stopped: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        return not self.stopped and self.iterations < int(self.walk.steps[self.at])
+
+    @property
+    def step(self) -> Array:
+        """The step of each feature, like an image: 0 where it may not move."""
+        step, moving = self.walk.step[self.at], self.walk.moving
+        return np.broadcast_to(step if moving is None else step * moving[self.at], self.point.shape)
+
+    def meet(self, logits: Array) -> None:
+        """Note the logits where the walk is, and whether they end it."""
+        self.first = logits if self.first is None else self.first
+        self.last = logits
+        classes = None if self.walk.classes is None else self.walk.classes[self.at]
+        self.stopped = bool(ended(self.walk.stop, classes, logits[None])[0])
+
+    def fits(self, other: Walker) -> bool:
+        """Whether both may go in one convoy: as many gradients a step, and one pair of bounds for all that have any."""
+        if (self.along is None) != (other.along is None):
+            return False
+        ours, theirs = (self.walk.low, self.walk.high), (other.walk.low, other.walk.high)
+        return all(a is None or b is None or np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+class WalkRig:
+    """The buffers of a convoy of `rows` walks, and the models bound to them. `along`: they ask two gradients a step."""
+
+    def __init__(self, gradient: OnDevice, step: OnDevice, names: Names, rows: int, *, along: bool, kept: bool) -> None:
+        def buffer(name: str) -> Buffer:
+            return step.buffer(sized(step.inputs[name], rows))
+
+        self.rows, self.along = rows, along
+        self.told = {name: buffer(name) for name in (STEP, LOW, HIGH, BOUNDED, ACTIVE)}
+        self.points, self.sums = [buffer(POINT), buffer(POINT)], [buffer(PATH_SUM), buffer(PATH_SUM)]
+        self.spoilt = step.buffer(sized(step.outputs[SPOILT], rows))
+        self.climb = Side(gradient, names, self.points, rows, kept=kept)
+        self.fall = Side(gradient, names, self.points, rows, kept=kept) if along else self.climb
+        gradients = {GRADIENT: self.climb.gradient, ALONG: self.fall.gradient}
+        self.update = [
+            step.bind(
+                {
+                    **{**self.told, **gradients, POINT: self.points[i], PATH_SUM: self.sums[i]},
+                    NEXT.format(POINT): self.points[1 - i],
+                    NEXT.format(PATH_SUM): self.sums[1 - i],
+                    SPOILT: self.spoilt,
+                },
+                kept=kept,
+            )
+            for i in range(2)
+        ]
+
+
+class Convoy:
+    """Walks that step together, from aboard to land.
+
+    One that has ended stands still; where fewer than half are on their way, the convoy is `over`, so that the others
+    may make up a smaller or fuller one.
+    """
+
+    def __init__(self, rig: WalkRig, walkers: Sequence[Walker]) -> None:
+        self.rig, self.members = rig, list(walkers)
+        self.on = np.ones(len(walkers), bool)
+        self.side = 0  # which of the two buffers holds the state
+        self.active: Array | None = None  # what the device was told last
+        walks = [walker.walk for walker in walkers]
+        bounded = np.array([walk.low is not None for walk in walks])
+        for bound, of_walk in ((LOW, "low"), (HIGH, "high")):
+            if bounded.any():
+                value = getattr(walks[int(bounded.argmax())], of_walk)
+                rig.told[bound].write(np.broadcast_to(value, walks[0].start.shape).astype(walks[0].start.dtype))
+        rig.told[BOUNDED].write(bounded)
+        rig.told[STEP].write(np.stack([walker.step for walker in walkers]).astype(walks[0].start.dtype))
+        rig.points[0].write(np.stack([walker.point for walker in walkers]))
+        rig.sums[0].write(np.stack([walker.path_sum for walker in walkers]))
+        rig.climb.target.write(np.stack([walker.target for walker in walkers]))
+        rig.climb.code.write(np.array([walker.code for walker in walkers]))
+        if rig.along:
+            along = [walker.along for walker in walkers if walker.along is not None]
+            rig.fall.target.write(np.stack([target for target, _ in along]))
+            rig.fall.code.write(np.array([code for _, code in along]))
+
+    def step(self) -> Spent:
+        """One step of all that are on their way, or less where the logits end a walk."""
+        rig, asked = self.rig, self.on
+        rig.climb.calls[self.side]()
+        logits = rig.climb.logits.read()
+        for i in np.flatnonzero(asked).tolist():
+            self.members[i].meet(logits[i])
+        stepping = asked & ~np.array([walker.stopped for walker in self.members])
+        falls = rig.along and bool(stepping.any())
+        if falls:
+            rig.fall.calls[self.side]()
+        if self.active is None or (stepping != self.active).any():
+            rig.told[ACTIVE].write(stepping)
+            self.active = stepping
+        rig.update[self.side]()  # although all may have stopped: it looks at the gradients too
+        spoilt = rig.spoilt.read()
+        self.side = 1 - self.side
+        for i in np.flatnonzero(stepping).tolist():
+            self.members[i].iterations += 1
+        self.on = asked & np.array([walker.goes_on for walker in self.members])
+        finite = np.asarray(np.isfinite(logits).all(axis=-1))
+        wrong = np.flatnonzero(asked & (spoilt | ~finite)).tolist()
+        failed = {i: "gradient" if finite[i] else "logits" for i in wrong}
+        return Spent(asked.astype(int) + (stepping if falls else 0), 1 + falls, failed)
+
+    def drop(self, i: int) -> None:
+        """Member `i` goes no further."""
+        self.on[i] = False
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time to land."""
+        return not self.on.any() or 2 * int(self.on.sum()) < len(self.on)
+
+    def land(self) -> None:
+        """Bring the state back to the walkers. It may be done between any two steps, and after one that failed."""
+        points, sums = self.rig.points[self.side].read(), self.rig.sums[self.side].read()
+        for i, walker in enumerate(self.members):
+            walker.point, walker.path_sum = points[i], sums[i]
+
+
+@dataclass(eq=False)
+class Ray:
+    """One path of a `Line`, and what became of it."""
+
+    line: Line
+    at: int  # which of the paths
+    target: Array
+    code: int
+    value: Array = field(init=False)  # (T)
+    sum: Array = field(init=False)
+    count: Array = field(init=False)
+
+    @property
+    def goes_on(self) -> bool:
+        return False  # it is traversed in one go
+
+
+class LineRig:
+    """The buffers of a line that is traversed by `rows` points at a time, and the models bound to them."""
+
+    def __init__(self, gradient: OnDevice, step: OnDevice, names: Names, rows: int, *, kept: bool) -> None:
+        def buffer(name: str) -> Buffer:
+            return step.buffer(sized(step.inputs[name], rows))
+
+        self.rows, self.along = rows, False
+        self.told = {name: buffer(name) for name in (START, STEP, REFERENCE, RULE, AT, WEIGHT, REST, USED)}
+        self.sums, self.counts = [buffer(SUM), buffer(SUM)], [buffer(COUNT), buffer(COUNT)]
+        point, self.spoilt = (step.buffer(sized(step.outputs[name], rows)) for name in (POINT, SPOILT))
+        self.side = Side(gradient, names, [point], rows, kept=kept)
+        self.update = [
+            step.bind(
+                {
+                    **{**self.told, GRADIENT: self.side.gradient, SUM: self.sums[i], COUNT: self.counts[i]},
+                    **{POINT: point, SPOILT: self.spoilt},
+                    NEXT.format(SUM): self.sums[1 - i],
+                    NEXT.format(COUNT): self.counts[1 - i],
+                },
+                kept=kept,
+            )
+            for i in range(2)
+        ]
+
+
+class Traverse:
+    """A line under way, in as few batches as there may be, all of one size but for what the last one leaves unused."""
+
+    def __init__(self, rig: LineRig, ray: Ray) -> None:
+        self.rig, self.members = rig, [ray]
+        line, start = ray.line, ray.line.start[ray.at]
+        self.t, self.weights = line.t[ray.at], line.weights[ray.at]
+        self.done = 0  # points
+        self.side = 0
+        self.over = False
+        ray.value = np.empty(len(self.t), start.dtype)
+        rig.told[START].write(start)
+        rig.told[STEP].write(line.step[ray.at])
+        rig.told[RULE].write(np.array([RULES.index(line.validity)]))
+        if line.reference is not None:
+            rig.told[REFERENCE].write(line.reference.astype(start.dtype))
+        rig.side.target.write(np.repeat(ray.target[None], rig.rows, axis=0))
+        rig.side.code.write(np.full(rig.rows, ray.code))
+        rig.sums[0].write(np.zeros_like(start))
+        rig.counts[0].write(np.zeros_like(start))
+        self.update(np.zeros(rig.rows, bool))
+
+    def update(self, used: Array) -> None:
+        """Add up the points that were used, of those just done, and make the next ones."""
+        told, last = self.rig.told, slice(self.done - int(used.sum()), self.done)
+        told[USED].write(used)
+        told[WEIGHT].write(self.padded(self.weights[last]))
+        told[REST].write(self.padded(1 - self.t[last]))
+        told[AT].write(self.padded(self.t[self.done : self.done + self.rig.rows]))
+        self.rig.update[self.side]()
+        self.side = 1 - self.side
+
+    def padded(self, values: Array) -> Array:
+        """Numbers of points in the dtype of images, as many as the rig has rows."""
+        full = np.zeros(self.rig.rows, self.members[0].value.dtype)
+        full[: len(values)] = values
+        return full
+
+    def step(self) -> Spent:
+        """One batch of points."""
+        (ray,), rig = self.members, self.rig
+        count = min(rig.rows, len(self.t) - self.done)
+        rig.side.calls[0]()
+        logits, value = rig.side.logits.read()[:count], rig.side.value.read()[:count]
+        ray.value[self.done : self.done + count] = value
+        self.done += count
+        self.update(np.arange(rig.rows) < count)
+        self.over = self.done == len(self.t)
+        failed = "logits" if not np.isfinite(logits).all() else "gradient" if rig.spoilt.read()[:count].any() else None
+        return Spent(np.array([count]), 1, {} if failed is None else {0: failed})
+
+    def drop(self, i: int) -> None:  # noqa: ARG002 (there is but one)
+        self.over = True
+
+    def land(self) -> None:
+        """Bring back what was added up."""
+        (ray,) = self.members
+        ray.sum = self.rig.sums[self.side].read()
+        every = ray.line.validity is None
+        ray.count = np.full_like(ray.sum, len(self.t)) if every else self.rig.counts[self.side].read()
+
+
+def even_split(count: int, most: int) -> int:
+    """How many points go into each batch, if there are as few batches as can be."""
+    return math.ceil(count / math.ceil(count / most))
