@@ -10,6 +10,8 @@ loops of many images keep the batches full, and no program knows of any other.
 from __future__ import annotations
 
 import itertools
+import logging
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxplain.engine.batching import LARGEST, fastest
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.protocol import Executor, OnDevice, TensorSpec
 from onnxplain.engine.methods.walk import on_host
@@ -44,10 +47,11 @@ from onnxplain.engine.requests import (
     Walked,
 )
 from onnxplain.engine.resident import Convoy, LineRig, Names, Ray, Traverse, Walker, WalkRig, even_split
-from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, UsageError
+from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, OutOfMemory, UsageError
 
 Array: TypeAlias = NDArray[Any]
 Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 
 # The roles: the classifier, its gradient model, that with inner layers, that with the bias-gradients of all layers, and
 # the multipliers against a reference; then the step models of walks and lines whose state stays on the device.
@@ -105,6 +109,8 @@ class Model:
     `start` makes the executor of a role, when that is first needed; whoever gives it closes what it has made. Several
     threads may drive programs on one model; they take turns, batch by batch.
 
+    `batch_size` falls where an executor takes fewer rows, or the device has no memory for so many.
+
     `step_graphs` says whether walks and lines keep their state on the device, for which there have to be executors for
     their steps, and all have to be `OnDevice`; None: if they can, and the device has memory of its own.
     """
@@ -123,7 +129,7 @@ class Model:
         self.executors: dict[str, Executor] = {}
         logits = self.executor(LOGITS)
         ((self.input, spec),) = logits.inputs.items()
-        self.batch_size = batch_size = spec.shape[0] if isinstance(spec.shape[0], int) else batch_size
+        self.fixed = isinstance(spec.shape[0], int)  # the batch of the model itself
         (classes,) = (s.shape[-1] for s in logits.outputs.values())
         sizes = [d for d in spec.shape[1:] if isinstance(d, int)]
         if len(sizes) != len(spec.shape) - 1 or not isinstance(classes, int):
@@ -132,10 +138,6 @@ class Model:
         self.classes = classes
         self.head = head
         self.dtype = spec.dtype
-        self.x = np.empty((batch_size, *self.image_shape), self.dtype)
-        self.reference = np.empty_like(self.x)
-        self.target = np.empty((batch_size, classes), np.float32)
-        self.code = np.empty(batch_size, np.int64)
         self.lock = RLock()
         own_memory = None  # whether the device has it; None where nothing can stay there
         if isinstance(logits, OnDevice) and {WALK, LINE} <= start.keys():
@@ -143,7 +145,17 @@ class Model:
         if step_graphs and own_memory is None:
             raise UsageError("step_graphs: this runtime keeps nothing on its device; next: leave step_graphs out")
         self.on_device = bool(own_memory if step_graphs is None else step_graphs)
-        self.rigs: dict[tuple[str, bool], list[WalkRig | LineRig]] = {}  # those of full batches that are free
+        self.resize(spec.shape[0] if isinstance(spec.shape[0], int) else batch_size)
+
+    def resize(self, batch_size: int) -> None:
+        """Batches of `batch_size` rows from now on, or of as many as the executors take."""
+        self.batch_size = min([batch_size, *(most_rows(executor) for executor in self.executors.values())])
+        self.x = np.zeros((self.batch_size, *self.image_shape), self.dtype)
+        self.reference = np.zeros_like(self.x)
+        self.target = np.zeros((self.batch_size, self.classes), np.float32)
+        self.code = np.zeros(self.batch_size, np.int64)
+        self.walk_rigs: dict[bool, list[WalkRig]] = {False: [], True: []}  # of full batches, those that are free
+        self.line_rigs: list[LineRig] = []
 
     def executor(self, role: str) -> Executor:
         """The executor of a role."""
@@ -153,23 +165,55 @@ class Model:
             self.executors[role] = self.start[role]()
         return self.executors[role]
 
-    def rig(self, role: str, rows: int, *, along: bool = False) -> WalkRig | LineRig:
-        """Buffers for `rows` walks or points on the device. Those of full batches are kept, for whoever needs them."""
-        full = rows == self.batch_size
-        if full and self.rigs.get((role, along)):
-            return self.rigs[role, along].pop()
+    def ready(self, role: str) -> None:
+        """Start the executor of a role, if it is not, and respect how many rows it takes."""
+        if self.batch_size > most_rows(self.executor(role)):
+            self.resize(self.batch_size)
+
+    def fastest(self, role: str, room: Callable[[], float]) -> int:
+        """The batch size that is fastest for calls of a role, tried on black images; see `batching.fastest`."""
+
+        def call(rows: int) -> None:
+            if self.batch_size != rows:
+                self.resize(rows)
+            self.run(role, rows)
+
+        with self.lock:
+            most = 1 if self.fixed else min(LARGEST, most_rows(self.executor(role)))
+            return fastest(call, most=most, room=room)
+
+    def shrink(self, rows: int, error: OutOfMemory) -> None:
+        """The device had no memory for a batch of `rows`: half of it from now on. Raises if it was one row."""
+        if rows == 1 or self.fixed:
+            raise OutOfMemory(
+                f"{error}: there is no memory for a batch of {rows}, which is the smallest; "
+                "next: free memory on the device, use a smaller precision, or another device"
+            ) from error
+        self.resize(rows // 2)
+        log.warning("out of memory with a batch of %d: going on with %d", rows, self.batch_size)
+
+    def walk_rig(self, rows: int, *, along: bool) -> WalkRig:
+        """Buffers for `rows` walks on the device. Those of full batches are kept, for whoever needs them next."""
+        free = self.walk_rigs[along] if rows == self.batch_size else []
+        return free.pop() if free else WalkRig(*self.residents(WALK), rows, along=along, kept=rows == self.batch_size)
+
+    def line_rig(self, rows: int) -> LineRig:
+        """Buffers for `rows` points of a line; likewise."""
+        free = self.line_rigs if rows == self.batch_size else []
+        return free.pop() if free else LineRig(*self.residents(LINE), rows, kept=rows == self.batch_size)
+
+    def residents(self, role: str) -> tuple[OnDevice, OnDevice, Names]:
+        """The gradient model and a step model, where they can be bound, and names."""
         gradient, step = self.executor(GRADIENT), self.executor(role)
         assert isinstance(gradient, OnDevice)
         assert isinstance(step, OnDevice)
-        names = Names(self.input, TARGET, OBJECTIVE)
-        if role == WALK:
-            return WalkRig(gradient, step, names, rows, along=along, kept=full)
-        return LineRig(gradient, step, names, rows, kept=full)
+        return gradient, step, Names(self.input, TARGET, OBJECTIVE)
 
-    def give_back(self, role: str, rig: WalkRig | LineRig) -> None:
-        """Let others have the rig."""
+    def give_back(self, rig: WalkRig | LineRig) -> None:
+        """Let others have a rig."""
         if rig.rows == self.batch_size:
-            self.rigs.setdefault((role, rig.along), []).append(rig)
+            free: list[Any] = self.walk_rigs[rig.along] if isinstance(rig, WalkRig) else self.line_rigs
+            free.append(rig)
 
     def run(self, role: str, count: int) -> Mapping[str, Array]:
         """Outputs for the first `count` rows of the buffers."""
@@ -180,6 +224,12 @@ class Model:
         if role == MULTIPLIERS:
             feeds |= {REFERENCE: self.reference[:count]}
         return executor(feeds)
+
+
+def most_rows(executor: Executor) -> int:
+    """How many rows an executor takes at most."""
+    limit: int | None = getattr(executor, "most_rows", None)
+    return sys.maxsize if limit is None else limit
 
 
 def forward_model(fn: Callable[[Array], Array], example: Array, *, batch_size: int = 8) -> Model:
@@ -395,13 +445,19 @@ class RaysWork:
     def __init__(self, request: Line, model: Model) -> None:
         self.count = len(request.t)
         target = request.objective.row(model.classes)
-        self.members = [Ray(request, i, target, request.objective.kind) for i in range(self.count)]
+        zero, steps = np.zeros_like(request.start[0]), request.t.shape[1]
+        self.members = [
+            Ray(request, i, target, request.objective.kind, np.empty(steps, model.dtype), zero, zero)
+            for i in range(self.count)
+        ]
+        self.steps = None if request.validity else steps  # how many points are valid, if all are
 
     def answer(self) -> PathSum:
+        sums = np.stack([ray.sum for ray in self.members])
         return PathSum(
             value=np.stack([ray.value for ray in self.members]),
-            gradient=np.stack([ray.sum for ray in self.members]),
-            count=np.stack([ray.count for ray in self.members]),
+            gradient=sums,
+            count=np.full_like(sums, self.steps) if self.steps else np.stack([ray.count for ray in self.members]),
         )
 
 
@@ -518,18 +574,20 @@ def embark(queue: deque[Item[Result]], model: Model) -> Voyage[Result]:
         return job.work.members[row]
 
     head = member(queue[0])
-    if isinstance(head, Ray):
-        rig = model.rig(LINE, even_split(head.line.t.shape[1], model.batch_size))
-        assert isinstance(rig, LineRig)
-        return Voyage([queue.popleft()], Traverse(rig, head))
     aboard: list[Item[Result]] = []
     for item in list(queue):
-        if len(aboard) < model.batch_size and all(member(item).fits(member(other)) for other in aboard):
+        most = 1 if isinstance(head, Ray) else model.batch_size
+        if len(aboard) < most and all(member(item).fits(member(other)) for other in aboard):
             aboard.append(item)
             queue.remove(item)
-    rig = model.rig(WALK, len(aboard), along=head.along is not None)
-    assert isinstance(rig, WalkRig)
-    return Voyage(aboard, Convoy(rig, [member(item) for item in aboard]))
+    try:
+        if isinstance(head, Ray):
+            return Voyage(aboard, Traverse(model.line_rig(even_split(head.left, model.batch_size)), head))
+        rig = model.walk_rig(len(aboard), along=head.along is not None)
+        return Voyage(aboard, Convoy(rig, [member(item) for item in aboard]))
+    except OutOfMemory:
+        queue.extendleft(reversed(aboard))
+        raise
 
 
 def drive(
@@ -585,10 +643,11 @@ def drive(
     def run_batch(role: str) -> Iterator[Outcome[Result]]:
         """Run the rows at the head of one queue, hand out what comes back, and let go on whoever has all of it."""
         queue = queues[role]
-        batch = [queue.popleft() for _ in range(min(len(queue), model.batch_size))]
         failed: set[int] = set()
         ended: list[Outcome[Result]] = []
         with model.lock:  # another thread may be driving other programs on the same buffers
+            model.ready(role)
+            batch = [queue.popleft() for _ in range(min(len(queue), model.batch_size))]
             for at, (job, row) in enumerate(batch):
                 assert isinstance(job.work, RowWork)
                 job.work.write(row, model.x[at])
@@ -598,7 +657,12 @@ def drive(
                 if isinstance(job.work, MultipliersWork):
                     model.reference[at] = job.work.references[row]
             started = time.perf_counter()
-            outputs = model.run(role, len(batch))
+            try:
+                outputs = model.run(role, len(batch))
+            except OutOfMemory as error:
+                queue.extendleft(reversed(batch))
+                model.shrink(len(batch), error)
+                return
             usage.runtime_seconds += time.perf_counter() - started
             usage.calls[role] += 1
             usage.rows[role] += len(batch)
@@ -625,38 +689,49 @@ def drive(
 
     def run_step(role: str) -> Iterator[Outcome[Result]]:
         """One step of what is on the device; what has come to its end there is handed out, and goes on."""
-        ended: list[Outcome[Result]] = []
         with model.lock:
+            rows, ended = step(role)
+        if observe is not None and rows:
+            observe({GRADIENT: rows})
+        yield from ended
+
+    def step(role: str) -> tuple[int, list[Outcome[Result]]]:
+        """The gradient rows that a step took, and the outcomes of those who have ended with it."""
+        for needed in (GRADIENT, role):
+            model.ready(needed)
+        try:
             if role not in under_way:
                 under_way[role] = embark(queues[role], model)
             voyage = under_way[role]
             started = time.perf_counter()
             spent = voyage.state.step()
-            usage.runtime_seconds += time.perf_counter() - started
-            rows = int(spent.rows.sum())
-            usage.calls += Counter({GRADIENT: spent.calls, role: 1})
-            usage.rows += Counter({GRADIENT: rows, role: rows})
-            for (job, _), count in zip(voyage.items, spent.rows.tolist(), strict=True):
-                job.rows[GRADIENT] += count
-            for at, name in spent.failed.items():
-                job, _ = voyage.items[at]
-                if job.index not in voyage.failed:
-                    voyage.failed.add(job.index)
-                    ended.append(fail(job, non_finite(job.asked, {name})))
-            for at, (job, _) in enumerate(voyage.items):
-                if job.index in voyage.failed:
-                    voyage.state.drop(at)
-            if voyage.state.over:
-                ended += land(role)
-        if observe is not None:
-            observe({GRADIENT: rows})
-        yield from ended
+        except OutOfMemory as error:
+            rows = under_way[role].state.rig.rows if role in under_way else model.batch_size
+            ended = land(role) if role in under_way else []
+            model.shrink(rows, error)
+            return 0, ended
+        usage.runtime_seconds += time.perf_counter() - started
+        rows = int(spent.rows.sum())
+        usage.calls += Counter({GRADIENT: spent.calls, role: 1})
+        usage.rows += Counter({GRADIENT: rows, role: rows})
+        for (job, _), count in zip(voyage.items, spent.rows.tolist(), strict=True):
+            job.rows[GRADIENT] += count
+        ended = []
+        for at, name in spent.failed.items():
+            job, _ = voyage.items[at]
+            if job.index not in voyage.failed:
+                voyage.failed.add(job.index)
+                ended.append(fail(job, non_finite(job.asked, {name})))
+        for at, (job, _) in enumerate(voyage.items):
+            if job.index in voyage.failed:
+                voyage.state.drop(at)
+        return rows, ended + (land(role) if voyage.state.over else [])
 
     def land(role: str) -> list[Outcome[Result]]:
         """Take everything of a role off the device: what is not at its end goes to the head of the queue again."""
         voyage = under_way.pop(role)
         voyage.state.land()
-        model.give_back(role, voyage.state.rig)
+        model.give_back(voyage.state.rig)
         members: Sequence[Walker | Ray] = voyage.state.members
         left = [
             (job, row, member)
@@ -704,8 +779,8 @@ def drive(
             clock = time.perf_counter()
         usage.seconds += time.perf_counter() - clock
     finally:
-        for role, voyage in under_way.items():  # whoever takes the outcomes has seen enough
-            model.give_back(role, voyage.state.rig)
+        for voyage in under_way.values():  # whoever takes the outcomes has seen enough
+            model.give_back(voyage.state.rig)
 
 
 def rows_finite(x: Array) -> Array:

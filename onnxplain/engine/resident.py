@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -212,19 +212,25 @@ class Convoy:
 
 @dataclass(eq=False)
 class Ray:
-    """One path of a `Line`, and what became of it."""
+    """One path of a `Line`, and what became of it; `sum` and `count` as of when it last landed."""
 
     line: Line
     at: int  # which of the paths
     target: Array
     code: int
-    value: Array = field(init=False)  # (T)
-    sum: Array = field(init=False)
-    count: Array = field(init=False)
+    value: Array  # (T)
+    sum: Array
+    count: Array
+    done: int = 0  # points
+
+    @property
+    def left(self) -> int:
+        """How many points there are to go."""
+        return len(self.value) - self.done
 
     @property
     def goes_on(self) -> bool:
-        return False  # it is traversed in one go
+        return self.left > 0
 
 
 class LineRig:
@@ -234,7 +240,7 @@ class LineRig:
         def buffer(name: str) -> Buffer:
             return step.buffer(sized(step.inputs[name], rows))
 
-        self.rows, self.along = rows, False
+        self.rows = rows
         self.told = {name: buffer(name) for name in (START, STEP, REFERENCE, RULE, AT, WEIGHT, REST, USED)}
         self.sums, self.counts = [buffer(SUM), buffer(SUM)], [buffer(COUNT), buffer(COUNT)]
         point, self.spoilt = (step.buffer(sized(step.outputs[name], rows)) for name in (POINT, SPOILT))
@@ -259,11 +265,8 @@ class Traverse:
     def __init__(self, rig: LineRig, ray: Ray) -> None:
         self.rig, self.members = rig, [ray]
         line, start = ray.line, ray.line.start[ray.at]
-        self.t, self.weights = line.t[ray.at], line.weights[ray.at]
-        self.done = 0  # points
         self.side = 0
-        self.over = False
-        ray.value = np.empty(len(self.t), start.dtype)
+        self.dropped = False
         rig.told[START].write(start)
         rig.told[STEP].write(line.step[ray.at])
         rig.told[RULE].write(np.array([RULES.index(line.validity)]))
@@ -271,19 +274,22 @@ class Traverse:
             rig.told[REFERENCE].write(line.reference.astype(start.dtype))
         rig.side.target.write(np.repeat(ray.target[None], rig.rows, axis=0))
         rig.side.code.write(np.full(rig.rows, ray.code))
-        rig.sums[0].write(np.zeros_like(start))
-        rig.counts[0].write(np.zeros_like(start))
-        self.update(np.zeros(rig.rows, bool))
+        rig.sums[0].write(ray.sum)
+        rig.counts[0].write(ray.count)
+        self.update(0)
 
-    def update(self, used: Array) -> None:
-        """Add up the points that were used, of those just done, and make the next ones."""
-        told, last = self.rig.told, slice(self.done - int(used.sum()), self.done)
-        told[USED].write(used)
-        told[WEIGHT].write(self.padded(self.weights[last]))
-        told[REST].write(self.padded(1 - self.t[last]))
-        told[AT].write(self.padded(self.t[self.done : self.done + self.rig.rows]))
+    def update(self, count: int) -> None:
+        """Add up `count` points that were done now, and make the next ones."""
+        (ray,), told = self.members, self.rig.told
+        t, weights = ray.line.t[ray.at], ray.line.weights[ray.at]
+        here, then = slice(ray.done, ray.done + count), slice(ray.done + count, ray.done + count + self.rig.rows)
+        told[USED].write(np.arange(self.rig.rows) < count)
+        told[WEIGHT].write(self.padded(weights[here]))
+        told[REST].write(self.padded(1 - t[here]))
+        told[AT].write(self.padded(t[then]))
         self.rig.update[self.side]()
         self.side = 1 - self.side
+        ray.done += count
 
     def padded(self, values: Array) -> Array:
         """Numbers of points in the dtype of images, as many as the rig has rows."""
@@ -294,25 +300,29 @@ class Traverse:
     def step(self) -> Spent:
         """One batch of points."""
         (ray,), rig = self.members, self.rig
-        count = min(rig.rows, len(self.t) - self.done)
+        count = min(rig.rows, ray.left)
         rig.side.calls[0]()
         logits, value = rig.side.logits.read()[:count], rig.side.value.read()[:count]
-        ray.value[self.done : self.done + count] = value
-        self.done += count
-        self.update(np.arange(rig.rows) < count)
-        self.over = self.done == len(self.t)
+        ray.value[ray.done : ray.done + count] = value
+        self.update(count)
         failed = "logits" if not np.isfinite(logits).all() else "gradient" if rig.spoilt.read()[:count].any() else None
         return Spent(np.array([count]), 1, {} if failed is None else {0: failed})
 
     def drop(self, i: int) -> None:  # noqa: ARG002 (there is but one)
-        self.over = True
+        """The path is not wanted any more."""
+        self.dropped = True
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time to land."""
+        return self.dropped or not self.members[0].goes_on
 
     def land(self) -> None:
-        """Bring back what was added up."""
+        """Bring back what was added up. It may be done between any two steps, and after one that failed."""
         (ray,) = self.members
         ray.sum = self.rig.sums[self.side].read()
-        every = ray.line.validity is None
-        ray.count = np.full_like(ray.sum, len(self.t)) if every else self.rig.counts[self.side].read()
+        if ray.line.validity is not None:
+            ray.count = self.rig.counts[self.side].read()
 
 
 def even_split(count: int, most: int) -> int:
