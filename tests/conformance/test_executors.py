@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from bound import ArrayBuffer, Bindable
 
-from onnxplain.engine.executors.conformance import check_executor
+from onnxplain.engine.executors.conformance import bound, check_executor, draw
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
-from onnxplain.engine.executors.protocol import Array, Executor, TensorSpec
+from onnxplain.engine.executors.protocol import Array, Buffer, Executor, OnDevice, TensorSpec
 from onnxplain.engine.executors.reference import AveragePool, ConvTranspose, MaxPool, Pad, ReferenceExecutor
-from onnxplain.errors import BackendFailed
+from onnxplain.errors import BackendFailed, ExecutionError, FeedMismatch
 
 MODEL = onnx.parser.parse_model(
     """<ir_version: 10, opset_import: ["" : 18]>
@@ -47,6 +49,7 @@ def function() -> FunctionExecutor:
 
 EXECUTORS: dict[str, Callable[[], Executor]] = {
     "function": function,
+    "function, bound": lambda: Bindable(function()),
     "reference": lambda: ReferenceExecutor(MODEL),
     "onnxruntime": lambda: OnnxRuntimeExecutor(MODEL, threads=1),
     "onnxruntime, unoptimised": lambda: OnnxRuntimeExecutor(MODEL, threads=1, optimise=False),
@@ -252,6 +255,172 @@ WRONG = [
 def test_the_executor_to_spoil_is_right() -> None:
     """Else every spoiled one would look caught."""
     check_executor(Wrong)
+    check_executor(WrongBound)
+
+
+class WrongBound(Bindable):
+    """A right executor that can be bound, to spoil."""
+
+    def __init__(self) -> None:
+        super().__init__(function())
+
+
+class BindsNothing(WrongBound):
+    """Its bound calls do not write what they give."""
+
+    def bind(self, buffers: Mapping[str, Buffer], /, *, kept: bool = False) -> Callable[[], None]:
+        super().bind(buffers, kept=kept)
+        return lambda: None
+
+
+class BindsValues(WrongBound):
+    """It reads its inputs when it is bound, and not when it is called."""
+
+    def bind(self, buffers: Mapping[str, Buffer], /, *, kept: bool = False) -> Callable[[], None]:
+        ours: dict[str, Any] = dict(buffers)
+        frozen = {name: (ArrayBuffer(b.spec, self.bus) if name in self.inputs else b) for name, b in ours.items()}
+        for name in self.inputs:
+            frozen[name].array[...] = ours[name].array
+        return super().bind(frozen, kept=kept)
+
+
+class BindsOnce(WrongBound):
+    """All of its bindings are the last one."""
+
+    last: Callable[[], None]
+
+    def bind(self, buffers: Mapping[str, Buffer], /, *, kept: bool = False) -> Callable[[], None]:
+        self.last = super().bind(buffers, kept=kept)
+        return lambda: self.last()
+
+
+class BindsAnything(WrongBound):
+    """It takes buffers that do not fit."""
+
+    def bind(self, buffers: Mapping[str, Buffer], /, *, kept: bool = False) -> Callable[[], None]:
+        try:
+            return super().bind(buffers, kept=kept)
+        except FeedMismatch:
+            return lambda: None
+
+
+class SpoilsItsInputs(WrongBound):
+    """It uses the buffers of its inputs as working memory."""
+
+    def bind(self, buffers: Mapping[str, Buffer], /, *, kept: bool = False) -> Callable[[], None]:
+        call, ours = super().bind(buffers, kept=kept), dict[str, Any](buffers)
+
+        def spoil() -> None:
+            call()
+            ours["x"].array[...] = 0
+
+        return spoil
+
+
+class View(ArrayBuffer):
+    """Reads without a copy."""
+
+    def read(self) -> Array:
+        return self.array
+
+
+class Borrowed(ArrayBuffer):
+    """Writes without a copy."""
+
+    def write(self, values: Array, /) -> None:
+        super().write(values)
+        self.array = values
+
+
+class Loose(ArrayBuffer):
+    """Takes more than it holds."""
+
+    def write(self, values: Array, /) -> None:
+        super().write(values[: len(self.array)])
+
+
+def with_buffers(kind: type[ArrayBuffer]) -> Callable[[], Executor]:
+    class WrongBuffers(WrongBound):
+        def buffer(self, spec: TensorSpec, /) -> ArrayBuffer:
+            return kind(spec, self.bus)
+
+    return WrongBuffers
+
+
+class FewBuffers(WrongBound):
+    """It has two buffers of a shape, and gives them out again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[str, list[ArrayBuffer]] = {}
+
+    def buffer(self, spec: TensorSpec, /) -> ArrayBuffer:
+        given = self.given.setdefault(str(spec), [])
+        given.append(super().buffer(spec) if len(given) < 2 else given[-2])
+        return given[-1]
+
+
+class AnswersWhenClosed(WrongBound):
+    """Its bound calls go on after it is closed."""
+
+    def bind(self, buffers: Mapping[str, Buffer], /, *, kept: bool = False) -> Callable[[], None]:
+        call = super().bind(buffers, kept=kept)
+
+        def on() -> None:
+            try:
+                call()
+            except ExecutionError:
+                return
+
+        return on
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(BindsNothing, BindsValues, BindsOnce, BindsAnything, SpoilsItsInputs, FewBuffers, AnswersWhenClosed),
+        *map(with_buffers, (View, Borrowed, Loose)),
+    ],
+    ids=lambda wrong: wrong.__name__,
+)
+def test_a_wrong_binding_is_caught(wrong: Callable[[], Executor]) -> None:
+    with pytest.raises(AssertionError):
+        check_executor(wrong)
+
+
+def test_cuda_graphs_are_recorded_for_bindings_that_are_kept_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph a binding, none for other calls. (Without a GPU, only what the runtime is told can be seen.)"""
+    import onnxruntime
+
+    told: list[str] = []
+
+    class Options(onnxruntime.RunOptions):
+        def add_run_config_entry(self, key: str, value: str) -> None:
+            assert key == "gpu_graph_id"
+            told.append(value)
+
+    monkeypatch.setattr(onnxruntime, "RunOptions", Options)
+    with OnnxRuntimeExecutor(MODEL, threads=1) as executor:
+        feeds = draw(executor.inputs, 0)
+        bound(executor, feeds)[1]()
+        executor(feeds)
+        assert told == []  # the session makes no graphs
+        executor._records = True
+        calls = [bound(executor, feeds)[1] for _ in range(2)]
+        executor.bind(bound(executor, feeds)[0])
+        for call in calls * 2:
+            call()
+        executor(feeds)
+    assert told == ["1", "2", "3", "-1", "-1"]
+
+
+def test_memory_of_the_host_is_told_from_other() -> None:
+    """Only where the device has memory of its own is anything won by leaving values there."""
+    with OnnxRuntimeExecutor(MODEL, threads=1) as executor:
+        assert isinstance(executor, OnDevice)
+        assert not executor.own_memory
+    with function() as plain:
+        assert not isinstance(plain, OnDevice)
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)

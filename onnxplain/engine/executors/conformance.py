@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from onnxplain.engine.executors.protocol import Array, Executor, TensorSpec
+from onnxplain.engine.executors.protocol import Array, Buffer, Executor, OnDevice, TensorSpec
 from onnxplain.errors import ExecutionError, FeedMismatch
 
 BATCH = 3
@@ -20,7 +20,7 @@ def check_executor(make: Callable[[], Executor], *, tolerance: float = 0.0, seed
     `make` opens the executor, anew each time. The model must treat the rows of its inputs one by one (each input and
     output begins with the same free dimension). `tolerance` is how far a row of a batch may lie from the same row
     alone, relative to the largest value of that output: 0, bit for bit, unless the runtime chooses other kernels for
-    other batch sizes.
+    other batch sizes. What an executor can do beside (`OnDevice`) is looked at where it says that it can.
     """
     with make() as executor:
         feeds = draw(executor.inputs, seed)
@@ -28,6 +28,9 @@ def check_executor(make: Callable[[], Executor], *, tolerance: float = 0.0, seed
         check_refusals(executor, feeds)
         check_rows(executor, feeds, tolerance)
         check_memory(executor, feeds)
+        if isinstance(executor, OnDevice):
+            check_bindings(executor, seed)
+            check_bound_refusals(executor, feeds)
     check_closing(make)
     check_neighbours(make, seed)
 
@@ -101,10 +104,91 @@ def check_memory(executor: Executor, feeds: Mapping[str, Array]) -> None:
     same(executor(feeds), expected, "the same feeds a second time")
 
 
+def bound(
+    executor: OnDevice, feeds: Mapping[str, Array], **given: Buffer
+) -> tuple[dict[str, Buffer], Callable[[], None]]:
+    """Buffers of an executor, those of its inputs filled with `feeds`, and the call that is bound to them."""
+    rows = len(next(iter(feeds.values())))
+    specs = {**executor.inputs, **executor.outputs}
+    fixed = {
+        n: TensorSpec(s.dtype, tuple(d if isinstance(d, int) else rows for d in s.shape)) for n, s in specs.items()
+    }
+    buffers = {name: given[name] if name in given else executor.buffer(spec) for name, spec in fixed.items()}
+    for name in feeds.keys() - given.keys():
+        buffers[name].write(feeds[name])
+    return buffers, executor.bind(buffers, kept=True)
+
+
+def check_bindings(executor: OnDevice, seed: int) -> None:
+    """A bound call gives what an unbound one gives, and bindings do not disturb one another."""
+    many = [draw(executor.inputs, seed + i) for i in range(2)]
+    expected = [keep(executor(feeds)) for feeds in many]
+    pairs = [bound(executor, feeds) for feeds in many]
+
+    def seen(i: int, names: Mapping[str, object]) -> dict[str, Array]:
+        return {name: pairs[i][0][name].read() for name in names}
+
+    for _, call in pairs:
+        call()
+    executor(many[0])
+    for i, feeds in enumerate(many):
+        same(seen(i, expected[i]), expected[i], "from what an unbound call gives")
+        same(seen(i, feeds), feeds, "in the buffer of an input after a call")
+    pairs[0][1]()
+    same(seen(1, expected[1]), expected[1], "after a call of another binding")
+    for name, array in many[1].items():
+        given = array.copy()
+        pairs[0][0][name].write(given)
+        given[...] = 0  # what was written is a copy
+    pairs[0][1]()
+    same(seen(0, expected[1]), expected[1], "after other values were written")
+    for array in seen(0, expected[1]).values():
+        array[...] = 0  # and so is what was read
+    same(seen(0, expected[1]), expected[1], "after what was read was overwritten")
+    alike = [(x, y) for x, s in executor.inputs.items() for y, t in executor.outputs.items() if s == t]
+    for x, y in alike:  # from one binding into another, and never over the host
+        buffers, call = bound(executor, many[0], **{x: pairs[1][0][y]})
+        call()
+        got = {name: buffers[name].read() for name in executor.outputs}
+        same(got, keep(executor({**many[0], x: expected[1][y]})), f"where {x} is the buffer that {y} was written to")
+
+
+def check_bound_refusals(executor: OnDevice, feeds: Mapping[str, Array]) -> None:
+    """Buffers that do not fit raise `FeedMismatch`."""
+    buffers, _ = bound(executor, feeds)
+    (x, spec), y = next(iter(executor.inputs.items())), next(iter(executor.outputs))
+    wide = executor.buffer(TensorSpec(spec.dtype, (*feeds[x].shape, 1)))
+    wrong: dict[str, Mapping[str, Buffer]] = {
+        f"without one for {y}": {name: buffer for name, buffer in buffers.items() if name != y},
+        "with one too many": {**buffers, f"{y}_": buffers[y]},
+        f"with an axis too many for {x}": {**buffers, x: wide},
+    }
+    alike = [name for name, other in executor.inputs.items() if other == executor.outputs[y]]
+    wrong |= {f"with one for both {y} and {name}": {**buffers, name: buffers[y]} for name in alike}
+    for what, these in wrong.items():
+        try:
+            executor.bind(these)
+        except FeedMismatch:
+            continue
+        except Exception as error:
+            raise AssertionError(f"buffers {what}: raised {type(error).__name__}, not FeedMismatch") from error
+        raise AssertionError(f"buffers {what} were taken")
+    try:
+        buffers[x].write(np.repeat(feeds[x], 2, axis=0))
+    except FeedMismatch:
+        return
+    except Exception as error:
+        raise AssertionError(f"writing too much: raised {type(error).__name__}, not FeedMismatch") from error
+    raise AssertionError("more was written to a buffer than it holds")
+
+
 def check_closing(make: Callable[[], Executor]) -> None:
     """Closing twice is fine, and a closed executor says so."""
     executor = make()
     feeds = draw(executor.inputs, 0)
+    calls: list[Callable[[], object]] = [lambda: executor(feeds)]
+    if isinstance(executor, OnDevice):
+        calls.append(bound(executor, feeds)[1])
     with executor as entered:
         assert entered is executor, "entering the context gives another object"
     try:
@@ -112,13 +196,14 @@ def check_closing(make: Callable[[], Executor]) -> None:
         executor.close()
     except Exception as error:
         raise AssertionError(f"closing again raised {type(error).__name__}") from error
-    try:
-        executor(feeds)
-    except ExecutionError:
-        return
-    except Exception as error:
-        raise AssertionError(f"use after close raised {type(error).__name__}, not ExecutionError") from error
-    raise AssertionError("a closed executor still answers")
+    for call in calls:
+        try:
+            call()
+        except ExecutionError:
+            continue
+        except Exception as error:
+            raise AssertionError(f"use after close raised {type(error).__name__}, not ExecutionError") from error
+        raise AssertionError("a closed executor still answers")
 
 
 def check_neighbours(make: Callable[[], Executor], seed: int) -> None:
