@@ -80,7 +80,7 @@ def stepped(walk: Walk, *, restart: bool = False) -> Program[Walked]:
         on = on[~over]
         if not on.size:
             break
-        along = yield from look_along(walk, point, on, begins)
+        along = gradient if walk.along is None else (yield from look_along(walk, point, on, begins))
         rows: Any = slice(None) if len(on) == count else on  # a view, or a copy that is written back
         x, sums = point[rows], path_sum[rows]
         if restart:
@@ -113,15 +113,13 @@ def look(walk: Walk, point: Array, on: Array, begins: bool) -> Generator[Request
     return answer  # type: ignore[no-any-return]
 
 
-def look_along(walk: Walk, point: Array, on: Array, begins: bool) -> Generator[Request, Any, Array | None]:
-    """The gradients of `along` where the walks `on` are; None if it is the objective that they follow."""
-    if walk.along is None:
-        return None
-    if not begins:
-        return (yield Points(point[on], walk.along)).gradient  # type: ignore[no-any-return]
-    if walk.along_at_start is not None:
+def look_along(walk: Walk, point: Array, on: Array, begins: bool) -> Generator[Request, Any, Array]:
+    """The gradients of `along` where the walks `on` are."""
+    assert walk.along is not None
+    if begins and walk.along_at_start is not None:
         return walk.along_at_start
-    return (yield Points(walk.start[None], walk.along)).gradient  # type: ignore[no-any-return]
+    answer = yield Points(walk.start[None] if begins else point[on], walk.along)
+    return answer.gradient  # type: ignore[no-any-return]
 
 
 def on_host(program: Program[Result]) -> Program[Result]:
