@@ -35,7 +35,10 @@ def drawn(seed: int, start: Any = None, classes: int = 3) -> Walk:
     bounded, along = draw.random() < 0.5, Objective(Kind.PROB, 1) if draw.random() < 0.5 else None
     size = (count, *(1,) * rank) if draw.random() < 0.7 else (count, *start.shape)
     low = np.asarray(0.1 if draw.random() < 0.5 else np.full(start.shape, 0.1), start.dtype)
-    known = along is not None and start.size == 6 and draw.random() < 0.5
+    known = None
+    if along is not None and start.size == 6 and draw.random() < 0.5:
+        cotangent = toys.objective(Kind.PROB, TOY.logits(start), np.eye(3)[1])[1]
+        known = TOY.pull_back(start, cotangent).astype(start.dtype)
     return Walk(
         start=start,
         step=(draw.choice([-1, 1], (count, *(1,) * rank)) * draw.uniform(0.01, 0.2, size)).astype(start.dtype),
@@ -46,9 +49,7 @@ def drawn(seed: int, start: Any = None, classes: int = 3) -> Walk:
         low=low if bounded else None,
         high=low + start.dtype.type(0.7) if bounded else None,
         along=along,
-        along_at_start=TOY.pull_back(start, toys.objective(Kind.PROB, TOY.logits(start), np.eye(3)[1])[1])
-        if known
-        else None,
+        along_at_start=known,
         stop=stop,
     )
 
@@ -72,7 +73,8 @@ def line(
 
 def asks(*requests: Request) -> Program[Any]:
     """A program that asks one thing after the other; its result is the last answer, or all if there are several."""
-    answers = []
+    answers: list[Any] = []
     for request in requests:
-        answers.append((yield request))
+        answer = yield request
+        answers.append(answer)
     return answers[0] if len(answers) == 1 else answers

@@ -712,8 +712,8 @@ def drive(
             return 0, ended
         usage.runtime_seconds += time.perf_counter() - started
         rows = int(spent.rows.sum())
-        usage.calls += Counter({GRADIENT: spent.calls, role: 1})
-        usage.rows += Counter({GRADIENT: rows, role: rows})
+        usage.calls.update({GRADIENT: spent.calls, role: 1})
+        usage.rows.update({GRADIENT: rows, role: rows})
         for (job, _), count in zip(voyage.items, spent.rows.tolist(), strict=True):
             job.rows[GRADIENT] += count
         ended = []
