@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,17 +75,17 @@ class OpenVinoExecutor(Closing):
 
 
 def read(core: Any, proto: onnx.ModelProto, folder: str | os.PathLike[str] | None) -> Any:
-    """The model as OpenVINO has it. Files of weights are found beside a file of the model only, so they are linked."""
+    """The model as OpenVINO has it. It finds files of weights beside a file of the model only, and follows no links."""
     places = {ExternalDataInfo(tensor).location for tensor in proto.graph.initializer if uses_external_data(tensor)}
     if not places:
         return core.read_model(proto.SerializeToString())
     with tempfile.TemporaryDirectory() as scratch:
         for place in places:
-            link = Path(scratch, place)
+            beside = Path(scratch, place)
             if Path(place).is_absolute() or ".." in Path(place).parts:
                 raise BackendFailed(f"weights in {place}: a file outside of the model's folder is not read")
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(Path(folder or ".", place).resolve())
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder or ".", place), beside)
         file = Path(scratch, "model.onnx")
         file.write_bytes(proto.SerializeToString())
         return core.read_model(file)
