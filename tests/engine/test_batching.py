@@ -164,7 +164,7 @@ def test_a_device_without_memory_for_one_row_ends_the_run() -> None:
 
 
 def test_a_batch_is_never_larger_than_the_executor_takes() -> None:
-    """As of a TensorRT engine, whose profile has a largest batch; here that of the gradient model is the smaller one."""
+    """As of a TensorRT engine, whose profile has a largest batch. Here it is that of the gradient model."""
     tried: list[int] = []
     model = cramped(16, tried)
     model.executor(GRADIENT).most_rows = 3  # type: ignore[attr-defined]
