@@ -400,6 +400,7 @@ class Explainer(Closing):
             "batch_size": self.batch_size,
             "threads": self.setup.threads,
             "provider_options": dict(self.setup.options),
+            "step_graphs": self._step_graphs,
             "versions": {
                 "onnxplain": version("onnxplain"),
                 ran.pop("runtime"): ran.pop("version"),
