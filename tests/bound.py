@@ -52,7 +52,7 @@ class ArrayBuffer:
 
 
 class Bindable(Closing):
-    """Any executor, with `bind`. It has no memory for calls of more than `most` rows."""
+    """Any executor, with `bind`. It has no memory for calls, nor for buffers, of more than `most` rows."""
 
     own_memory = True
 
@@ -68,6 +68,8 @@ class Bindable(Closing):
         return self.executor(feeds)
 
     def buffer(self, spec: TensorSpec, /) -> ArrayBuffer:
+        if int(spec.shape[0] or 0) > self.most:
+            raise OutOfMemory("no room for so many rows")
         return ArrayBuffer(spec, self.bus)
 
     def bind(self, buffers: Mapping[str, Buffer], /, *, kept: bool = False) -> Callable[[], None]:

@@ -20,7 +20,7 @@ from onnxplain.engine.drive import GRADIENT, LINE, LOGITS, WALK, Model, Outcome,
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.methods import AGI, BIG, ISA, CrediblePath, DeltaLoss, IntegratedGradients, Method, Rule
-from onnxplain.engine.requests import Attribution, Kind, Objective, PathSum, Program, Stop, Validity, Walk, Walked
+from onnxplain.engine.requests import Attribution, Kind, Line, Objective, PathSum, Program, Stop, Validity, Walk, Walked
 from onnxplain.errors import NonFinite, OutOfMemory, UsageError
 
 METHODS: list[Method] = [
@@ -293,6 +293,15 @@ def test_nan_ends_the_one_program_that_met_it(where: str, batch_size: int, metho
             assert outcome.unwrap().values == pytest.approx(expected.values, abs=1e-14)
 
 
+@pytest.mark.parametrize("request_", [walks.plain(steps=50), walks.line(0, None, points=80)], ids=["walk", "line"])
+def test_nan_is_told_at_once(request_: Any) -> None:
+    """What comes of it is not waited for."""
+    usage = Usage()
+    with pytest.raises(NonFinite), np.errstate(invalid="ignore"):
+        run(walks.asks(request_), poisoned("gradient", lambda x: True, 8), usage=usage)
+    assert usage.calls[GRADIENT] == 1
+
+
 def test_nan_is_told_where_a_walk_ends() -> None:
     """The gradient there is not followed, but it is looked at, as on the host; that of `along` is not."""
     label = int(walks.TOY.logits(walks.IMAGES[0]).argmax())
@@ -307,14 +316,17 @@ def test_nan_is_told_where_a_walk_ends() -> None:
 
     forward, backward = toys.executors(walks.TOY)
     model = bound.joined(forward, FunctionExecutor(fn, backward.inputs, backward.outputs))
-    assert run(walks.asks(walk), model).stopped.all()
+    usage = Usage()
+    assert run(walks.asks(walk), model, usage=usage).stopped.all()
+    assert usage.calls[GRADIENT] == 1  # nobody is left to ask for
     with pytest.raises(NonFinite, match="in its gradient"):
         run(walks.asks(walks.plain(along=Objective(Kind.PROB, 0))), model)
 
 
+@pytest.mark.parametrize("what", [Walk, Line])
 @pytest.mark.parametrize("most", [1, 2, 5])
-@pytest.mark.parametrize("after", [0, 7])
-def test_out_of_memory_loses_nothing(most: int, after: int) -> None:
+@pytest.mark.parametrize("after", [0, 2])
+def test_out_of_memory_loses_nothing(what: type, most: int, after: int) -> None:
     """At once, or after some calls, when walks and lines are half way: they go on from where they are."""
     forward, backward = toys.executors(walks.TOY)
     calls = iter(range(10**6))
@@ -327,11 +339,24 @@ def test_out_of_memory_loses_nothing(most: int, after: int) -> None:
     model = bound.joined(forward, FunctionExecutor(fn, backward.inputs, backward.outputs))
     requests: list[Any] = [walks.drawn(seed) for seed in range(12)]
     requests += [walks.line(seed, validity, points=30) for seed, validity in enumerate([None, *Validity])]
-    answers = in_order(drive(map(walks.asks, requests), model))
+    requests = [request for request in requests if isinstance(request, what)]
+    usage = Usage()
+    answers = in_order(drive(map(walks.asks, requests), model, usage=usage))
     assert model.batch_size <= most
+    if what is Line:
+        assert usage.rows[GRADIENT] == 5 * 2 * 30  # no point twice
     for request, there in zip(requests, answers, strict=True):
         here = run(walks.asks(request), toys.model_of(walks.TOY))
         assert same_walks(here, there) if isinstance(request, Walk) else same_lines(here, there, request)
+
+
+@pytest.mark.parametrize("request_", [walks.plain(steps=3, count=7), walks.line(0, Validity.GRAD, points=40)])
+def test_no_memory_for_buffers(request_: Any) -> None:
+    """Nobody is left behind where there is no room aboard."""
+    model = bound.model_of(walks.TOY, most=3)
+    there, here = run(walks.asks(request_), model), run(walks.asks(request_), toys.model_of(walks.TOY))
+    assert model.batch_size <= 3
+    assert same_walks(here, there) if isinstance(request_, Walk) else same_lines(here, there, request_)
 
 
 def test_no_memory_for_one_row() -> None:

@@ -64,7 +64,10 @@ class Method(Identified, Protocol):
     def __call__(self, x: Array, task: Task) -> Program[Attribution]: ...
 
     def rows(self, shape: tuple[int, ...]) -> int:
-        """How many rows (forward or gradient) an image of this shape costs at most: for progress bars."""
+        """How many rows (forward or gradient) an image of this shape costs at most: for progress bars.
+
+        Walks that step on the device share no gradients, which may cost a row more for each of them.
+        """
         ...
 
 
