@@ -46,7 +46,7 @@ from onnxplain.engine.requests import (
     Walk,
     Walked,
 )
-from onnxplain.engine.resident import Convoy, LineRig, Names, Ray, Traverse, Walker, WalkRig, even_split
+from onnxplain.engine.resident import Convoy, LineRig, Names, Ray, Traverse, Walker, WalkRig, convoy_of, even_split
 from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, OutOfMemory, UsageError
 
 Array: TypeAlias = NDArray[Any]
@@ -477,17 +477,21 @@ class WalkWork:
         else:
             targets = rows_for(objective, request.classes, model)
         beside = None if along is None else (along.row(model.classes), int(along.kind))
-        zero = np.zeros_like(request.start)
+        bounds = None
+        if request.low is not None and request.high is not None:
+            bounds = request.low.tobytes(), request.high.tobytes()
+        here, zero, logits = request.start, np.zeros_like(request.start), np.zeros(model.classes, model.dtype)
         self.members = [
-            Walker(request, i, targets[i], objective.kind, beside, request.start, zero) for i in range(self.count)
+            Walker(request, i, targets[i], objective.kind, beside, bounds, here, zero, logits, logits)
+            for i in range(self.count)
         ]
 
     def answer(self) -> Walked:
         return Walked(
             point=np.stack([walker.point for walker in self.members]),
             path_sum=np.stack([walker.path_sum for walker in self.members]),
-            first=np.stack([walker.first for walker in self.members if walker.first is not None]),
-            last=np.stack([walker.last for walker in self.members if walker.last is not None]),
+            first=np.stack([walker.first for walker in self.members]),
+            last=np.stack([walker.last for walker in self.members]),
             iterations=np.array([walker.iterations for walker in self.members]),
             stopped=np.array([walker.stopped for walker in self.members]),
         )
@@ -577,12 +581,10 @@ def embark(queue: deque[Item[Result]], model: Model) -> Voyage[Result]:
         return job.work.members[row]
 
     head = member(queue[0])
-    aboard: list[Item[Result]] = []
-    for item in list(queue):
-        most = 1 if isinstance(head, Ray) else model.batch_size
-        if len(aboard) < most and all(member(item).fits(member(other)) for other in aboard):
-            aboard.append(item)
-            queue.remove(item)
+    chosen = [0] if isinstance(head, Ray) else convoy_of([member(item) for item in queue], model.batch_size)
+    aboard = [queue[at] for at in chosen]
+    for at in reversed(chosen):
+        del queue[at]
     try:
         if isinstance(head, Ray):
             return Voyage(aboard, Traverse(model.line_rig(even_split(head.left, model.batch_size)), head))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from onnxplain.engine.executors.protocol import Buffer, OnDevice, TensorSpec
 from onnxplain.engine.methods.walk import ended
-from onnxplain.engine.requests import Line, Validity, Walk
+from onnxplain.engine.requests import Line, Stop, Validity, Walk
 
 Array: TypeAlias = NDArray[Any]
 
@@ -73,17 +73,18 @@ class Side:
 
 @dataclass(eq=False)
 class Walker:
-    """One walk of a request, where it is, and what it has met; `point` and `path_sum` as of when it last landed."""
+    """One walk of a request, and where it is, as of when it last landed."""
 
     walk: Walk
     at: int  # which of the walks of the request
     target: Array  # (K,) float32, and the code of its kind
     code: int
     along: tuple[Array, int] | None  # the same of `along`
+    bounds: tuple[bytes, bytes] | None  # of the request: those on one device are told apart by them
     point: Array
     path_sum: Array
-    first: Array | None = None
-    last: Array | None = None
+    first: Array  # (K,)
+    last: Array
     iterations: int = 0
     stopped: bool = False
 
@@ -97,19 +98,25 @@ class Walker:
         step, moving = self.walk.step[self.at], self.walk.moving
         return np.broadcast_to(step if moving is None else step * moving[self.at], self.point.shape)
 
-    def meet(self, logits: Array) -> None:
-        """Note the logits where the walk is, and whether they end it."""
-        self.first = logits if self.first is None else self.first
-        self.last = logits
-        classes = None if self.walk.classes is None else self.walk.classes[self.at]
-        self.stopped = bool(ended(self.walk.stop, classes, logits[None])[0])
+    @property
+    def label(self) -> int:
+        """The class that `stop` asks for."""
+        return -1 if self.walk.classes is None else int(self.walk.classes[self.at])
 
-    def fits(self, other: Walker) -> bool:
-        """Whether both may go in one convoy: as many gradients a step, and one pair of bounds for all that have any."""
-        if (self.along is None) != (other.along is None):
-            return False
-        ours, theirs = (self.walk.low, self.walk.high), (other.walk.low, other.walk.high)
-        return all(a is None or b is None or np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+def convoy_of(walkers: Sequence[Walker], most: int) -> list[int]:
+    """Which walkers may step together, the first one among them: `most` at most.
+
+    They take as many gradients a step, and those that have bounds have the same.
+    """
+    chosen: list[int] = []
+    bounds = None
+    for i, walker in enumerate(walkers):
+        alike = (walker.along is None) == (walkers[0].along is None)
+        if len(chosen) < most and alike and (not walker.bounds or not bounds or walker.bounds == bounds):
+            chosen.append(i)
+            bounds = bounds or walker.bounds
+    return chosen
 
 
 class WalkRig:
@@ -149,17 +156,28 @@ class Convoy:
 
     def __init__(self, rig: WalkRig, walkers: Sequence[Walker]) -> None:
         self.rig, self.members = rig, list(walkers)
-        self.on = np.ones(len(walkers), bool)
         self.side = 0  # which of the two buffers holds the state
         self.active: Array | None = None  # what the device was told last
-        walks = [walker.walk for walker in walkers]
-        bounded = np.array([walk.low is not None for walk in walks])
-        for bound, of_walk in ((LOW, "low"), (HIGH, "high")):
-            if bounded.any():
-                value = getattr(walks[int(bounded.argmax())], of_walk)
-                rig.told[bound].write(np.broadcast_to(value, walks[0].start.shape).astype(walks[0].start.dtype))
+        self.on = np.ones(len(walkers), bool)
+        self.taken = np.array([walker.iterations for walker in walkers])
+        self.most = np.array([walker.walk.steps[walker.at] for walker in walkers])
+        self.stopped = np.zeros(len(walkers), bool)
+        self.labels = np.array([walker.label for walker in walkers])
+        self.stops = {stop: np.array([walker.walk.stop is stop for walker in walkers]) for stop in Stop}
+        self.first = np.stack([walker.first for walker in walkers])
+        self.last = np.stack([walker.last for walker in walkers])
+        self.embark(walkers[0].walk.start)
+
+    def embark(self, image: Array) -> None:
+        """Tell the device all that does not change on the way, and where the walks are; in the dtype of an image."""
+        rig, walkers = self.rig, self.members
+        bounded = np.array([walker.bounds is not None for walker in walkers])
+        if bounded.any():
+            walk = walkers[int(bounded.argmax())].walk
+            for name, bound in ((LOW, walk.low), (HIGH, walk.high)):
+                rig.told[name].write(np.broadcast_to(np.asarray(bound, image.dtype), image.shape))
         rig.told[BOUNDED].write(bounded)
-        rig.told[STEP].write(np.stack([walker.step for walker in walkers]).astype(walks[0].start.dtype))
+        rig.told[STEP].write(np.stack([walker.step for walker in walkers]).astype(image.dtype, copy=False))
         rig.points[0].write(np.stack([walker.point for walker in walkers]))
         rig.sums[0].write(np.stack([walker.path_sum for walker in walkers]))
         rig.climb.target.write(np.stack([walker.target for walker in walkers]))
@@ -174,9 +192,8 @@ class Convoy:
         rig, asked = self.rig, self.on
         rig.climb.calls[self.side]()
         logits = rig.climb.logits.read()
-        for i in np.flatnonzero(asked).tolist():
-            self.members[i].meet(logits[i])
-        stepping = asked & ~np.array([walker.stopped for walker in self.members])
+        self.meet(logits, asked)
+        stepping = asked & ~self.stopped
         falls = rig.along and bool(stepping.any())
         if falls:
             rig.fall.calls[self.side]()
@@ -186,13 +203,20 @@ class Convoy:
         rig.update[self.side]()  # although all may have stopped: it looks at the gradients too
         spoilt = rig.spoilt.read()
         self.side = 1 - self.side
-        for i in np.flatnonzero(stepping).tolist():
-            self.members[i].iterations += 1
-        self.on = asked & np.array([walker.goes_on for walker in self.members])
+        self.taken = self.taken + stepping
+        self.on = stepping & (self.taken < self.most)
         finite = np.asarray(np.isfinite(logits).all(axis=-1))
         wrong = np.flatnonzero(asked & (spoilt | ~finite)).tolist()
         failed = {i: "gradient" if finite[i] else "logits" for i in wrong}
         return Spent(asked.astype(int) + (stepping if falls else 0), 1 + falls, failed)
+
+    def meet(self, logits: Array, asked: Array) -> None:
+        """Note the logits where the walks are, and which of them end there."""
+        begin = asked & (self.taken == 0)
+        self.first[begin], self.last[asked] = logits[begin], logits[asked]
+        for stop, of_these in self.stops.items():
+            here = asked & of_these
+            self.stopped[here] = ended(stop, self.labels[here], logits[here])
 
     def drop(self, i: int) -> None:
         """Member `i` goes no further."""
@@ -208,6 +232,8 @@ class Convoy:
         points, sums = self.rig.points[self.side].read(), self.rig.sums[self.side].read()
         for i, walker in enumerate(self.members):
             walker.point, walker.path_sum = points[i], sums[i]
+            walker.first, walker.last = self.first[i], self.last[i]
+            walker.iterations, walker.stopped = int(self.taken[i]), bool(self.stopped[i])
 
 
 @dataclass(eq=False)

@@ -20,7 +20,19 @@ from onnxplain.engine.drive import GRADIENT, LINE, LOGITS, WALK, Model, Outcome,
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.methods import AGI, BIG, ISA, CrediblePath, DeltaLoss, IntegratedGradients, Method, Rule
-from onnxplain.engine.requests import Attribution, Kind, Line, Objective, PathSum, Program, Stop, Validity, Walk, Walked
+from onnxplain.engine.requests import (
+    Attribution,
+    Kind,
+    Line,
+    Logits,
+    Objective,
+    PathSum,
+    Program,
+    Stop,
+    Validity,
+    Walk,
+    Walked,
+)
 from onnxplain.errors import NonFinite, OutOfMemory, UsageError
 
 METHODS: list[Method] = [
@@ -366,14 +378,17 @@ def test_no_memory_for_one_row() -> None:
 
 def test_whoever_stops_taking_outcomes_leaves_the_device_free() -> None:
     """Buffers of full batches are kept, and given to the next, not made anew."""
-    model = bound.model_of(walks.TOY, batch_size=2)
-    requests = [walks.plain(steps=2 + i) for i in range(3)]
-    outcomes = drive((walks.asks(walk, walk) for walk in requests), model)
-    next(outcomes)
+    model = bound.model_of(walks.TOY, batch_size=4)
+    walk = walks.plain(steps=50, count=4)
+    usage = Usage()
+    outcomes = drive(map(walks.asks, (Logits(walks.IMAGES[:1]), walk)), model, usage=usage)
+    assert next(outcomes).index == 0
+    assert 0 < usage.calls[WALK] < 50  # it is half way
+    assert not model.walk_rigs[False]
     outcomes.close()  # type: ignore[attr-defined]
-    assert len(model.walk_rigs[False]) == 1
-    list(drive((walks.asks(walk) for walk in requests), model))
-    assert len(model.walk_rigs[False]) == 1
+    for _ in range(2):
+        assert len(model.walk_rigs[False]) == 1
+        run(walks.asks(walk), model)
     executor = model.executors[GRADIENT]
     assert isinstance(executor, bound.Bindable)
     assert executor.kept == 2  # one for each of the two buffers of the points
