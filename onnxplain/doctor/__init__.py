@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from onnxplain.doctor.facts import MODULES, UNASKED, Facts, gather
+from onnxplain.doctor.facts import CUDA_PROVIDER, MODULES, UNASKED, Facts, gather
 from onnxplain.doctor.lacks import Lack, lacks, tensorrt
 from onnxplain.doctor.machine import Machine
 from onnxplain.engine.executors.place import CPU, CUDA, OPENVINO, RUNTIMES, TENSORRT, TENSORRT_RTX, Place
@@ -85,7 +85,7 @@ class Report:
 
 
 def examine(on: Place | None = None) -> Report:
-    """Examine this machine: all places, or the one that is asked about. Takes seconds, since it runs a model on each."""
+    """Examine all places, or the one that is asked about. It takes seconds, since a model is run on each."""
     return report(gather(on), on)
 
 
@@ -125,6 +125,8 @@ def runtime(place: Place, facts: Facts) -> str | None:
             version = tensorrt(facts)[1]
         case "tensorrt-rtx":
             version = facts.builder.value["version"] if facts.builder.value else None
+        case "cuda" if CUDA_PROVIDER not in facts.listed:
+            version = None
         case _:
             version = facts.runtime.value["version"] if facts.runtime.value else None
     return f"{MODULES.get(place.runtime, 'onnxruntime')} {version}" if version else None

@@ -69,9 +69,13 @@ def of_cuda(place: Place, facts: Facts) -> Iterator[Lack]:
     built = facts.runtime.value and facts.runtime.value["cuda"]
     wanted = for_gpu(facts)
     major = release(built)[0] if built else 12 if wanted == FOR_CUDA_12 else CUDA_13
-    yield from of_gpu(place, facts, major, then=anew(facts, FOR_CUDA_12))
+    older = anew(facts, FOR_CUDA_12)
+    for lack in of_gpu(place, facts, major, older):
+        yield lack
+        if lack.next == older:
+            return  # which mends all that could follow
     if CUDA_PROVIDER in facts.listed:
-        yield from of_libraries("cuda", f"onnxruntime-gpu[cuda,cudnn]=={facts.runtime.value['version']}", facts)
+        yield from of_libraries("cuda", facts)
     elif "onnxruntime-gpu" not in together(facts):
         if facts.nvidia:  # else it would not help
             yield without_cuda(facts, wanted)
@@ -99,7 +103,7 @@ def of_tensorrt(place: Place, facts: Facts) -> Iterator[Lack]:
             yield Lack(
                 what=f"of TensorRT {version} only the Python bindings are installed, not the libraries, "
                 "which are not on PyPI",
-                next=pip(f"{flavour}=={version}", NVIDIA_INDEX),
+                next=pip(f"{flavour}=={version}", options=NVIDIA_INDEX),
             )
         elif facts.machine.jetson:
             yield Lack(
@@ -110,24 +114,26 @@ def of_tensorrt(place: Place, facts: Facts) -> Iterator[Lack]:
         elif facts.nvidia:
             yield Lack(
                 what="TensorRT is not installed; its libraries are not on PyPI",
-                next=pip(f"{flavour} cuda-bindings", NVIDIA_INDEX),
+                next=pip(flavour, bindings(flavour), options=NVIDIA_INDEX),
             )
         return
     library = re.search(r"(lib(?:nvinfer|nvonnxparser)[\w.]*): cannot open", told(facts.trials.get(str(place))))
     if library:
         yield Lack(
             what=f"{library[1]}, a library of TensorRT, is not found",
-            next=pip(f"{flavour}=={version}" if version else flavour, f"--force-reinstall {NVIDIA_INDEX}"),
+            next=pip(f"{flavour}=={version}" if version else flavour, options=f"--force-reinstall {NVIDIA_INDEX}"),
         )
-    yield from of_bindings(int(flavour[-2:]), facts)
+    yield from of_bindings(flavour, facts)
 
 
 def of_tensorrt_rtx(place: Place, facts: Facts) -> Iterator[Lack]:
-    flavour = "tensorrt-rtx-cu12" if "tensorrt-rtx-cu12" in facts.packages else "tensorrt-rtx-cu13"
+    flavour = "tensorrt-rtx-cu13"
+    if "tensorrt-rtx-cu12" in facts.packages or (before_cuda_13(facts) and flavour not in facts.packages):
+        flavour = "tensorrt-rtx-cu12"
     yield from of_gpu(place, facts, int(flavour[-2:]))
     if not present(TENSORRT_RTX, facts):
         if facts.nvidia:
-            yield Lack(what="TensorRT for RTX is not installed", next=pip(f"{flavour} cuda-bindings"))
+            yield Lack(what="TensorRT for RTX is not installed", next=pip(flavour, bindings(flavour)))
         return
     if facts.builder.error:
         yield Lack(what=f"TensorRT for RTX does not start: {facts.builder.error}", next=reinstall(flavour))
@@ -141,7 +147,7 @@ def of_tensorrt_rtx(place: Place, facts: Facts) -> Iterator[Lack]:
                 next="use --on tensorrt, or --on cuda",
             )
     if facts.nvidia:
-        yield from of_bindings(int(flavour[-2:]), facts)
+        yield from of_bindings(flavour, facts)
 
 
 def of_other(place: Place, facts: Facts) -> Iterator[Lack]:
@@ -170,15 +176,17 @@ def of_other(place: Place, facts: Facts) -> Iterator[Lack]:
 def of_tensorrt_provider(place: Place, facts: Facts) -> Iterator[Lack]:
     """The provider is linked to one major of TensorRT; another one that is installed is of no use to it."""
     flavour, version = tensorrt(facts)
-    yield from of_gpu(place, facts, release(facts.runtime.value["cuda"] or "13")[0])
     linked = linked_tensorrt(facts)
-    if linked and version and release(version)[0] != linked:
+    gpu = list(of_gpu(place, facts, release(facts.runtime.value["cuda"] or "13")[0]))
+    if gpu:
+        yield from gpu
+    elif linked and version and release(version)[0] != linked:
         yield Lack(
             what=f"it is linked to TensorRT {linked}, and TensorRT {version} is installed",
-            next=f'{pip(f"{flavour}=={linked}.*", NVIDIA_INDEX)}, or use --on tensorrt, which takes both',
+            next=f"use --on tensorrt, which takes both, or {pip(f'{flavour}=={linked}.*', options=NVIDIA_INDEX)}",
         )
-    elif not version:
-        yield from of_libraries("tensorrt", f"{flavour}=={linked}.*", facts)
+    else:
+        yield from of_libraries("tensorrt", facts)
 
 
 # What several places share.
@@ -247,19 +255,27 @@ def without_cuda(facts: Facts, wanted: str) -> Lack:
     return Lack(what="ONNX Runtime for CUDA is not installed", next=anew(facts, wanted))
 
 
-def of_libraries(provider: str, requirement: str, facts: Facts) -> Iterator[Lack]:
+def of_libraries(provider: str, facts: Facts) -> Iterator[Lack]:
     """The libraries that a provider needs and that are not found; the driver's own is told of elsewhere."""
-    answer = facts.missing.get(provider, UNASKED)
-    names = [name for name in answer.value or () if not name.startswith(("libcuda.", "nvcuda."))]
-    if names:
-        verb = "is" if len(names) == 1 else "are"
-        options = NVIDIA_INDEX if provider == "tensorrt" else ""
-        yield Lack(what=f"{' and '.join(names)} {verb} not found", next=pip(requirement, options))
+    names = facts.missing.get(provider, UNASKED).value or ()
+    tensorrts = [name for name in names if name.startswith(("libnvinfer", "libnvonnxparser"))]
+    others = [name for name in names if name not in tensorrts and not name.startswith(("libcuda.", "nvcuda."))]
+    if others:
+        version = facts.runtime.value["version"]
+        yield Lack(what=f"not found: {', '.join(others)}", next=pip(f"onnxruntime-gpu[cuda,cudnn]=={version}"))
+    if tensorrts:
+        flavour, version = tensorrt(facts)
+        yield Lack(
+            what=f"not found: {', '.join(tensorrts)}",
+            next="put the folder tensorrt_libs of site-packages on LD_LIBRARY_PATH"
+            if version
+            else pip(f"{flavour}=={linked_tensorrt(facts)}.*", options=NVIDIA_INDEX),
+        )
 
 
-def of_bindings(major: int, facts: Facts) -> Iterator[Lack]:
+def of_bindings(flavour: str, facts: Facts) -> Iterator[Lack]:
     if "cuda-bindings" not in facts.packages:
-        yield Lack(what="cuda-bindings is not installed", next=pip(f"cuda-bindings=={major}.*"))
+        yield Lack(what="cuda-bindings is not installed", next=pip(bindings(flavour)))
 
 
 def of_trial(answer: Answer, facts: Facts) -> Iterator[Lack]:
@@ -298,6 +314,11 @@ def tensorrt(facts: Facts) -> tuple[str, str | None]:
     return "tensorrt-cu12" if before_cuda_13(facts) else "tensorrt-cu13", facts.packages.get("tensorrt")
 
 
+def bindings(flavour: str) -> str:
+    """The CUDA bindings for a distribution whose name ends with the major of CUDA."""
+    return f"cuda-bindings=={flavour[-2:]}.*"
+
+
 def linked_tensorrt(facts: Facts) -> int | None:
     """The major of TensorRT that ONNX Runtime's provider is linked to."""
     found = (re.fullmatch(r"libnvinfer\.so\.(\d+)", name) for name in facts.needs.get("tensorrt", ()))
@@ -325,10 +346,10 @@ def least(requirement: str) -> tuple[int, ...]:
     return release(requirement.partition(">=")[2])
 
 
-def pip(requirement: str, options: str = "") -> str:
-    """The command that installs it; quoted where a shell would read it in its own way."""
-    quoted = f'"{requirement}"' if set(requirement) & set("<>[]*") else requirement
-    return " ".join(filter(None, ("pip install", options, quoted)))
+def pip(*requirements: str, options: str = "") -> str:
+    """The command that installs them; quoted where a shell would read them in its own way."""
+    quoted = [f'"{name}"' if set(name) & set("<>[]*") else name for name in requirements]
+    return " ".join(filter(None, ("pip install", options, *quoted)))
 
 
 def reinstall(name: str) -> str:

@@ -74,7 +74,7 @@ def onnxruntime() -> dict[str, Any]:
     """ONNX Runtime: its version, the CUDA version that it is built for, its providers."""
     ort = import_module("onnxruntime")
     if ort.__file__ is None:  # a folder that another package has left
-        raise ImportError(f"{list(ort.__path__)[0]} has no __init__.py")
+        raise ImportError(f"{next(iter(ort.__path__))} has no __init__.py")
     return {
         "version": ort.__version__,
         "cuda": getattr(ort, "cuda_version", "") or None,
