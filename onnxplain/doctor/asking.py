@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 PROBE = Path(__file__).with_name("probe.py")
@@ -48,18 +49,21 @@ def ask(question: Question, seconds: float = SECONDS) -> Answer:
     """The answer to a question of `probe.py`; a process that crashes, hangs or talks rubbish is an error."""
     # -P: the folder of the user is not searched, as it is not for the command itself.
     command = [sys.executable, "-P", str(PROBE), *question]
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        return Answer(error=f"no process could be started ({error.strerror})")
-    try:
-        said, printed = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        with suppress(subprocess.TimeoutExpired):  # one that waits for a driver inside the kernel cannot be killed
-            process.communicate(timeout=GRACE)
-        return Answer(error=f"it did not answer within {seconds:.0f} s")
-    return understood(said, printed.decode(errors="replace"), process.returncode)
+    with TemporaryFile() as said, TemporaryFile() as printed:  # pipes would be held open by a process that stays
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=printed)
+        except OSError as error:
+            return Answer(error=f"no process could be started ({error.strerror})")
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):  # one that waits for a driver inside the kernel cannot be killed
+                process.wait(GRACE)
+            return Answer(error=f"it did not answer within {seconds:.0f} s")
+        said.seek(0)
+        printed.seek(0)
+        return understood(said.read(), printed.read().decode(errors="replace"), process.returncode)
 
 
 def understood(said: bytes, printed: str, code: int) -> Answer:

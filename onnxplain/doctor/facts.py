@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onnxplain.doctor.asking import Answer, ask_all
+from onnxplain.doctor.asking import Answer, Question, ask_all
 from onnxplain.doctor.machine import Machine, read_machine
 from onnxplain.doctor.packages import folder, installed, needs, provider_libraries
 from onnxplain.engine.executors.place import CPU, CUDA, OPENVINO, RUNTIMES, TENSORRT, TENSORRT_RTX, Place
@@ -106,19 +106,23 @@ def gather(on: Place | None = None) -> Facts:
 def ask_further(facts: Facts, on: Place | None) -> Facts:
     """Ask what could only be asked once it was known which providers there are."""
     libraries = {
-        name: ("libraries", *facts.needs[name], *cudnn)
-        for name, provider, cudnn in (("cuda", CUDA_PROVIDER, (CUDNN,)), ("tensorrt", TENSORRT_PROVIDER, ()))
-        if provider in facts.listed and name in facts.needs
+        library: ("libraries", *facts.needs[library], *cudnn)
+        for library, place, provider, cudnn in (
+            ("cuda", CUDA, CUDA_PROVIDER, [CUDNN]),
+            ("tensorrt", TENSORRT_PROVIDER, TENSORRT_PROVIDER, []),
+        )
+        if library in facts.needs and provider in facts.listed and (on is None or on.runtime == place)
     }
-    devices = {a.value["provider"]: a.value for a in facts.plugins.values() if a.value and a.value["devices"]}
-    trials = {
-        provider: ("trial", provider, *([f"library={devices[provider]['library']}"] if provider in devices else []))
-        for provider in facts.others
-        if (on is None or on.runtime == provider) and (provider in facts.listed or provider in devices)
-    }
+    trials: dict[str, Question] = {}
+    for place in map(Place, facts.others) if on is None else [on] if on.runtime in facts.others else []:
+        plugin = facts.plugin(place.runtime)
+        if place.runtime in facts.listed:
+            trials[str(place)] = ("trial", str(place))
+        elif plugin and plugin["devices"]:
+            trials[str(place)] = ("trial", str(place), f"library={plugin['library']}")
     answers = ask_all([*libraries.values(), *trials.values()])
     return replace(
         facts,
-        missing={name: answers[question] for name, question in libraries.items()},
-        trials={**facts.trials, **{provider: answers[question] for provider, question in trials.items()}},
+        missing={library: answers[question] for library, question in libraries.items()},
+        trials={**facts.trials, **{place: answers[question] for place, question in trials.items()}},
     )

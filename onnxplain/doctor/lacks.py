@@ -68,11 +68,11 @@ def of_cpu(_: Place, facts: Facts) -> Iterator[Lack]:
 def of_cuda(place: Place, facts: Facts) -> Iterator[Lack]:
     built = facts.runtime.value and facts.runtime.value["cuda"]
     wanted = for_gpu(facts)
-    major = release(built)[0] if built else 12 if wanted == FOR_CUDA_12 else CUDA_13
-    older = anew(facts, FOR_CUDA_12)
+    major = release(built)[0] if built else 12 if wanted == FOR_CUDA_12 or facts.machine.jetson else CUDA_13
+    older = anew(facts, FOR_CUDA_12) if has_cuda_12(facts) else None
     for lack in of_gpu(place, facts, major, older):
         yield lack
-        if lack.next == older:
+        if older and lack.next == older:
             return  # which mends all that could follow
     if CUDA_PROVIDER in facts.listed:
         yield from of_libraries("cuda", facts)
@@ -195,7 +195,9 @@ def of_tensorrt_provider(place: Place, facts: Facts) -> Iterator[Lack]:
 def of_gpu(place: Place, facts: Facts, major: int, then: str | None = None) -> Iterator[Lack]:
     """What the driver and the GPU lack for libraries of CUDA `major`; `then` is the way to libraries of CUDA 12."""
     newer = f"install NVIDIA's driver {DRIVER_OF_CUDA_13} or later, and restart"
-    if "Ubuntu" in facts.machine.system and not facts.machine.container:
+    if facts.machine.jetson:
+        newer = f"install a JetPack with CUDA {major}"
+    elif "Ubuntu" in facts.machine.system and not facts.machine.container:
         newer = "sudo ubuntu-drivers install, and restart"
     if facts.driver.error:
         yield Lack(what=f"NVIDIA's driver was asked, but {facts.driver.error}", next="restart the machine")
@@ -297,7 +299,12 @@ def of_trial(answer: Answer, facts: Facts) -> Iterator[Lack]:
 
 def for_gpu(facts: Facts) -> str:
     """The onnxruntime-gpu that fits the driver and the GPU."""
-    return FOR_CUDA_12 if before_cuda_13(facts) else REQUIREMENTS[CUDA]
+    return FOR_CUDA_12 if before_cuda_13(facts) and has_cuda_12(facts) else REQUIREMENTS[CUDA]
+
+
+def has_cuda_12(facts: Facts) -> bool:
+    """Whether there is an onnxruntime-gpu for CUDA 12; for aarch64 there are wheels from 1.29 on, all for CUDA 13."""
+    return facts.machine.architecture != "aarch64"
 
 
 def together(facts: Facts) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,13 +97,12 @@ def features(root: Path) -> Iterator[str]:
 
 def jetson(root: Path) -> str | None:
     """Board and release of a Jetson. The file says `# R36 (release), REVISION: 4.3, GCID: ...`."""
-    release = text(root / "etc/nv_tegra_release").partition("\n")[0].split(",")
-    if not release[0]:
+    release = text(root / "etc/nv_tegra_release").partition("\n")[0]
+    if not release:
         return None
-    major = release[0].strip("# ").split()[0].lstrip("R")
-    minor = next((part.split(":")[1].strip() for part in release if "REVISION" in part), "")
-    board = text(root / "proc/device-tree/model") or "NVIDIA Jetson"
-    return f"{board}, Jetson Linux {major}" + f".{minor}" * bool(minor)
+    numbers = re.match(r"# R(\d+) \(release\)(?:, REVISION: ([\d.]+))?", release)
+    said = ".".join(filter(None, numbers.groups())) if numbers else "of unknown release"
+    return f"{text(root / 'proc/device-tree/model') or 'NVIDIA Jetson'}, Jetson Linux {said}"
 
 
 def nvidia_displays(root: Path) -> Iterator[Path]:
