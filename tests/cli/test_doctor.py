@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import machines
 import pytest
 from tiny import complain, run
 
 import onnxplain.doctor
+from onnxplain.doctor import NOT_TRIED, TRIED
 from onnxplain.doctor.asking import Answer
 
 
@@ -85,6 +87,15 @@ def test_a_board_and_a_container_are_told(on_machine):
     assert "board      NVIDIA Jetson Orin Nano, Jetson Linux 36.4.3" in lines
     assert lines[0].endswith("aarch64, in a container")
     assert "processor  8 cores, AVX2" in lines
+
+
+def test_the_page_says_the_same_of_what_was_never_run():
+    page = (Path(__file__).parents[2] / "docs/reference/runtimes.md").read_text("utf-8")
+    table, _, _ = page.partition("\n## ")
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    said = {cells[0].strip("| `").partition("`")[0]: cells[-1].strip(" |") for cells in rows}
+    assert {place: said.get(place) for place in TRIED} == TRIED
+    assert f"| {NOT_TRIED} |" in page
 
 
 def test_a_device_that_there_cannot_be():

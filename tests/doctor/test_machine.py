@@ -55,8 +55,8 @@ def test_a_container_with_less_memory_than_the_machine(root):
     ("release", "model", "expected"),
     [
         (
-            "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC "
-            "2025\n",
+            "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 "
+            "01:49:37 UTC 2025\n",
             "NVIDIA Jetson AGX Orin Developer Kit\0",
             "NVIDIA Jetson AGX Orin Developer Kit, Jetson Linux 36.4.3",
         ),
