@@ -50,7 +50,7 @@ class Lack:
 def lacks(place: Place, facts: Facts) -> list[Lack]:
     """What a place lacks; only if nothing can be named, what running a small model there said."""
     found = list(KNOWN.get(place.runtime, of_other)(place, facts))
-    return found or list(of_trial(facts.trials.get(str(place), UNASKED), facts))
+    return found or list(of_trial(place, facts))
 
 
 def of_cpu(_: Place, facts: Facts) -> Iterator[Lack]:
@@ -204,7 +204,10 @@ def of_gpu(place: Place, facts: Facts, major: int, then: str | None = None) -> I
         return
     driver = facts.driver.value
     if driver["missing"] and not facts.nvidia:
-        yield Lack(what="there is no NVIDIA GPU in this machine")
+        seen = facts.machine.system.startswith("Linux")  # elsewhere it is the driver alone that would tell
+        yield Lack(
+            what="there is no NVIDIA GPU in this machine" if seen else "there is no NVIDIA GPU, or no driver for it"
+        )
     elif driver["missing"]:
         what = f"there is a GPU, but its driver is not found ({driver['missing'].partition(':')[0]})"
         runtime = "--runtime nvidia" if facts.machine.jetson else "--gpus all"
@@ -280,12 +283,13 @@ def of_bindings(flavour: str, facts: Facts) -> Iterator[Lack]:
         yield Lack(what="cuda-bindings is not installed", next=pip(bindings(flavour)))
 
 
-def of_trial(answer: Answer, facts: Facts) -> Iterator[Lack]:
+def of_trial(place: Place, facts: Facts) -> Iterator[Lack]:
     """Why the small model did not run."""
+    answer = facts.trials.get(str(place), UNASKED)
     if answer.error is None:
         return
-    if answer.says(NO_KERNEL):
-        gpu = facts.gpus[0] if facts.gpus else {"name": "GPU", "capability": "?"}
+    if answer.says(NO_KERNEL) and place.device < len(facts.gpus):
+        gpu = facts.gpus[place.device]
         capability = ".".join(map(str, gpu["capability"]))
         yield Lack(
             what=f"this build of the runtime has no code for the {gpu['name']} (compute capability {capability})",

@@ -72,6 +72,11 @@ def test_tensorrt_rtx_builds_engines_without_a_gpu():
     assert not report(facts, Place("tensorrt-rtx")).usable
 
 
+def test_where_only_a_driver_would_tell_of_a_gpu_no_more_is_said():
+    facts = replace(plain(), machine=replace(machines.PC, system="Windows 11"))
+    assert said("cuda", facts) == [("there is no NVIDIA GPU, or no driver for it", None)]
+
+
 # the driver
 
 
