@@ -27,6 +27,7 @@ from onnxplain.adapters.gradient.differentiate import differentiate
 from onnxplain.adapters.gradient.expr import PREFIX
 from onnxplain.adapters.gradient.portability import OLDEST, TABLES, TYPES, Runtime, unsupported
 from onnxplain.adapters.gradient.registry import ALLOWED
+from onnxplain.adapters.gradient.steps import line_step, walk_step
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.errors import BackendFailed
 
@@ -145,6 +146,11 @@ def test_tensorrt_reads_the_gradient_of_whatever_it_reads(sample: Sample, symbol
     if refused:
         assert parse(sample.model(np.float32, symbolic=symbolic)), refused
     assert bool(refused) == bool(expected), (refused, expected)
+
+
+@pytest.mark.parametrize("make", [walk_step, line_step])
+def test_tensorrt_reads_the_step_models(make: Any, parse: Any) -> None:
+    assert parse(make((3, 224, 224), np.dtype(np.float32))) == []
 
 
 # Node cases where the parser of TensorRT for RTX is known to differ from that of TensorRT.
