@@ -64,21 +64,22 @@ def isa(
     """Zhu et al. (ICML 2024), algorithm 1: `t1` steps up the cross-entropy, `t2` down, the k lowest features go black."""
     images, features = len(x), x[0].numel()
     classes = logits(net, x, batch).argmax(1)
-    alive = torch.ones_like(x, dtype=torch.bool)
+    alive = torch.ones(images, features, dtype=torch.bool, device=x.device)
     result = torch.zeros(images, features, dtype=x.dtype, device=x.device)
     rounds = -(-features // k)
     for r in range(rounds):
-        up, down, change_up, change_down = walks(net, x * alive, classes, alive, batch, t1, t2, eta)
+        mask = alive.view(x.shape)
+        up, down, change_up, change_down = walks(net, x * mask, classes, mask, batch, t1, t2, eta)
         score = torch.zeros_like(x)
         for path, change in ((up, change_up), (down, change_down)):
             score += path.abs() / change.abs().clamp_min(1e-12)[:, None, None, None]
-        flat = score.reshape(images, -1).masked_fill(~alive.reshape(images, -1), torch.inf)
+        flat = score.reshape(images, -1).masked_fill(~alive, torch.inf)
         low, index = flat.topk(min(k, features - r * k), dim=1, largest=False)
         least, most = low.amin(1, keepdim=True), low.amax(1, keepdim=True)
         share = (low - least) / (most - least)
         share = torch.where(most > least, share, torch.full_like(share, float(r == rounds - 1)))
         result.scatter_(1, index, s * share + r)
-        alive.view(images, -1).scatter_(1, index, False)
+        alive.scatter_(1, index, False)
     return result.view(x.shape)
 
 
@@ -127,7 +128,7 @@ def credible_path(
         total.index_add_(0, path, gradient * valid)
         count.index_add_(0, path, valid.to(x.dtype))
     mean = torch.where(count > 0, total / count.clamp_min(1), torch.zeros_like(total))
-    return (way * mean).view(len(kernels), *x.shape).mean(0)
+    return (way * mean).reshape(len(kernels), *x.shape).mean(0)
 
 
 def search(
@@ -178,4 +179,4 @@ def blur(x: Tensor, kernel: int) -> Tensor:
     taps = (taps / taps.sum()).to(x)
     planes = F.pad(x.flatten(0, 1)[:, None], (kernel // 2,) * 4, mode="reflect")
     rows = F.conv2d(planes, taps.view(1, 1, -1, 1))
-    return F.conv2d(rows, taps.view(1, 1, 1, -1)).view(x.shape)
+    return F.conv2d(rows, taps.view(1, 1, 1, -1)).reshape(x.shape)

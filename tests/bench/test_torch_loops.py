@@ -41,12 +41,13 @@ def net():
     return made.eval().requires_grad_(False)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(("method", "loop"), CASES, ids=lambda value: getattr(value, "id", ""))
-def test_same_as_the_engine(net, method, loop: Callable) -> None:
+def test_same_as_the_engine(net, method, loop: Callable, layout) -> None:
     x = images(5, SIZE).astype(np.float64)
     with ox.open(export(net, SIZE), preprocess=None, range=(0, 1), batch_size=BATCH, threads=1) as explainer:
         found = explainer.explain(x, method)
-    expected = loop(net, torch.from_numpy(x)).numpy()
+    expected = loop(net, torch.from_numpy(x).contiguous(memory_format=layout)).numpy()
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours.attribution, theirs, rtol=1e-5, atol=1e-6 * np.abs(theirs).max())
 
