@@ -1,4 +1,4 @@
-"""What the scripts share: calls timed in turn, memory in processes of their own, one JSON document."""
+"""What the scripts share: images, calls timed in turn, memory in processes of their own, one JSON document."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from statistics import median
 from typing import Any
 
 import click
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 Call = Callable[[], object]
 ROOT = Path(__file__).parents[1]
@@ -59,6 +62,13 @@ def in_own_process(module: str, *arguments: object) -> Any:
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(map(str, arguments))}: {done.stderr.strip().splitlines()[-1:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def images(count: int, size: int, seed: int = 0) -> NDArray[np.float32]:
+    """Smooth random images in [0,1], (count, 3, size, size)."""
+    coarse = np.random.default_rng(seed).random((count, 8, 8, 3), np.float32)
+    fine = [cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC) for image in coarse]
+    return np.ascontiguousarray(np.clip(fine, 0, 1).transpose(0, 3, 1, 2), np.float32)
 
 
 def machine() -> dict[str, Any]:

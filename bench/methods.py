@@ -24,8 +24,8 @@ import torch
 
 import onnxplain as ox
 from bench import torch_loops
-from bench.measure import forget_peak, in_own_process, note, ratio, report, resident, rounds, table
-from bench.nets import images, net_of, onnx_of, size_of
+from bench.measure import forget_peak, images, in_own_process, note, ratio, report, resident, rounds, table
+from bench.nets import net_of, onnx_of, size_of
 from onnxplain.engine.methods import ISA, CrediblePath, IntegratedGradients, Method
 from onnxplain.engine.methods.quadrature import Alphas
 from onnxplain.engine.requests import Array
@@ -164,12 +164,13 @@ def peaks(gradient: Path, net: str, method: str, layout: str, *common: object) -
 def markdown(document: Mapping[str, Any]) -> str:
     head = ["net", "method", "rows", "engine, s", "PyTorch, s", "PyTorch / engine", "its layout", "host share",
             "peak MiB: engine", "PyTorch", "least correlation"]  # fmt: skip
-    rows = [
-        [net, method, one["rows"], one["engine_seconds"], one["torch_seconds"], one["torch_to_engine"],
-         one["torch_layout"], f"{one['host_share']:.1%}", *(one.get("peak_mib") or {"engine": None, "torch": None}).values(),
-         f"{one['agreement']['least_correlation']:.4f}"]
-        for net, methods in document["nets"].items() for method, one in methods.items()
-    ]  # fmt: skip
+    rows = []
+    for net, methods in document["nets"].items():
+        for method, one in methods.items():
+            share, near = f"{one['host_share']:.1%}", f"{one['agreement']['least_correlation']:.4f}"
+            times = [one["engine_seconds"], one["torch_seconds"], one["torch_to_engine"], one["torch_layout"]]
+            memory = [one.get("peak_mib", {}).get(side) for side in ("engine", "torch")]
+            rows.append([net, method, one["rows"], *times, share, *memory, near])
     return table(head, rows)
 
 

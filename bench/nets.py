@@ -1,4 +1,4 @@
-"""The classifiers that are measured, each as a PyTorch net and as ONNX, and images for them.
+"""The classifiers that are measured, each as a PyTorch net and as ONNX.
 
 Weights are random, and every layer matters under them; those of EfficientNet-Lite0 are the demo's.
 """
@@ -8,14 +8,11 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from functools import cache
+from functools import lru_cache
 
-import cv2
-import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxplain.models.demo import demo_model
@@ -27,7 +24,7 @@ SIZES = {
 TINY = "tiny"  # milliseconds: for tests of the scripts themselves
 
 
-@cache
+@lru_cache(maxsize=1)  # some have half a gigabyte of weights
 def net_of(name: str) -> nn.Module:
     """A net in evaluation mode whose parameters are frozen."""
     torch.manual_seed(0)
@@ -43,15 +40,17 @@ def net_of(name: str) -> nn.Module:
 
 
 def size_of(name: str) -> int:
+    if name not in (TINY, *SIZES):
+        raise ValueError(f"no net is called {name!r}; there are {', '.join(SIZES)} and {TINY}")
     return 16 if name == TINY else SIZES[name]
 
 
 def onnx_of(name: str) -> onnx.ModelProto:
     """The same classifier with a symbolic batch; what has no ONNX of its own is traced."""
-    return demo_model() if name == "efficientnet_lite0" else export(net_of(name), size_of(name))
+    return demo_model() if name == "efficientnet_lite0" else export(size_of(name), net_of(name))
 
 
-def export(net: nn.Module, size: int) -> onnx.ModelProto:
+def export(size: int, net: nn.Module) -> onnx.ModelProto:
     """ONNX by the exporter that needs no further package; in the dtype of the net."""
     file = io.BytesIO()
     axes = {"input": {0: "N"}, "logits": {0: "N"}}
@@ -67,13 +66,6 @@ def export(net: nn.Module, size: int) -> onnx.ModelProto:
         )  # fmt: skip
     torch.backends.mha.set_fastpath_enabled(fast)
     return onnx.load_from_string(file.getvalue())
-
-
-def images(count: int, size: int, seed: int = 0) -> NDArray[np.float32]:
-    """Smooth random images in [0,1], (count, 3, size, size)."""
-    coarse = np.random.default_rng(seed).random((count, 8, 8, 3), np.float32)
-    fine = [cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC) for image in coarse]
-    return np.ascontiguousarray(np.clip(fine, 0, 1).transpose(0, 3, 1, 2), np.float32)
 
 
 def tiny() -> nn.Module:

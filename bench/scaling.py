@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +27,7 @@ import onnx
 
 import onnxplain as ox
 from bench.gradient import onnx_call
-from bench.measure import Call, in_own_process, note, report, rounds, table
+from bench.measure import ROOT, Call, images, in_own_process, note, report, rounds, table
 from onnxplain.adapters.gradient.classifier import forward_model
 from onnxplain.engine.methods import IntegratedGradients
 from onnxplain.models.demo import demo_model, demo_photo
@@ -74,8 +75,6 @@ def batch_part(files: Mapping[str, Path], batches: Sequence[int], threads: Seque
 
 def images_part(gradient: Path, counts: Sequence[int], threads: Sequence[int], batch: int, repeat: int) -> Any:
     """Seconds an image of IG: {threads: {images: seconds}}."""
-    from bench.nets import images
-
     found: dict[str, Any] = {}
     for count in threads:
         with ox.open(gradient, range=(0, 1), batch_size=batch, threads=count) as explainer:
@@ -102,27 +101,33 @@ def memory_part(files: Mapping[str, Path], batches: Sequence[int], threads: int)
     }  # fmt: skip
 
 
+def until_first_call(model: Path, output: Path) -> dict[str, float]:
+    """Seconds of one `onnxplain explain`: until its first call, and of them in sessions and in the runtime's import."""
+    arguments = ["explain", str(model), str(demo_photo()), "--method", "ig", "-o", str(output)]
+    command = [sys.executable, "-c", UNTIL_FIRST_CALL, repr(time.time()), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def startup_part(folder: Path, repeat: int) -> Any:
     """Medians of seconds from the start of the process, commands in turn; all that `explain` spent, where it went."""
     classifier, gradient = folder / "demo.onnx", folder / "demo.grad.onnx"
     onnx.save(demo_model(), classifier)
     ox.write_gradient_model(classifier, gradient, verify=False)
 
-    def explain(model: Path) -> dict[str, float]:
-        arguments = ["explain", str(model), str(demo_photo()), "--method", "ig", "-o", str(folder / "out")]
-        command = [sys.executable, "-c", UNTIL_FIRST_CALL, repr(time.time()), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
-
     helps = [sys.executable, "-m", "onnxplain", "--help"]
     nothing = [sys.executable, "-c", ""]
-    runs: dict[str, list[dict[str, float]]] = {"explain classifier": [], "explain gradient model": []}
+    models = {"explain classifier": classifier, "explain gradient model": gradient}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in models}
+
+    def explain(name: str) -> None:
+        runs[name].append(until_first_call(models[name], folder / "out"))
+
     whole: dict[str, Call] = {
         "python": lambda: subprocess.run(nothing, check=True),
-        "onnxplain --help": lambda: subprocess.run(helps, check=True, stdout=subprocess.DEVNULL),
-        "explain classifier": lambda: runs["explain classifier"].append(explain(classifier)),
-        "explain gradient model": lambda: runs["explain gradient model"].append(explain(gradient)),
+        "onnxplain --help": lambda: subprocess.run(helps, cwd=ROOT, check=True, stdout=subprocess.DEVNULL),
+        **{name: partial(explain, name) for name in models},
     }
     seconds = rounds(whole, repeat)
     found: dict[str, Any] = {name: {"seconds": median(s)} for name, s in seconds.items()}

@@ -61,7 +61,7 @@ def points(paths: int, steps: int, batch: int, x: Tensor) -> list[tuple[Tensor, 
 def isa(
     net: Net, x: Tensor, *, batch: int, k: int = 5000, t1: int = 8, t2: int = 8, eta: float = 0.002, s: float = 1.1
 ) -> Tensor:
-    """Zhu et al. (ICML 2024), algorithm 1: `t1` steps up the cross-entropy, `t2` down, the k lowest features go black."""
+    """Zhu et al. (ICML 2024), algorithm 1: `t1` steps up the loss, `t2` down, and the k lowest features go black."""
     images, features = len(x), x[0].numel()
     classes = logits(net, x, batch).argmax(1)
     alive = torch.ones(images, features, dtype=torch.bool, device=x.device)
