@@ -47,10 +47,11 @@ def size_of(name: str) -> int:
 
 def onnx_of(name: str) -> onnx.ModelProto:
     """The same classifier with a symbolic batch; what has no ONNX of its own is traced."""
-    return demo_model() if name == "efficientnet_lite0" else export(size_of(name), net_of(name))
+    size = size_of(name)
+    return demo_model() if name == "efficientnet_lite0" else export(net_of(name), size)
 
 
-def export(size: int, net: nn.Module) -> onnx.ModelProto:
+def export(net: nn.Module, size: int) -> onnx.ModelProto:
     """ONNX by the exporter that needs no further package; in the dtype of the net."""
     file = io.BytesIO()
     axes = {"input": {0: "N"}, "logits": {0: "N"}}

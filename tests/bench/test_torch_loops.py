@@ -45,7 +45,7 @@ def net():
 @pytest.mark.parametrize(("method", "loop"), CASES, ids=lambda value: getattr(value, "id", ""))
 def test_same_as_the_engine(net, method, loop: Callable, layout) -> None:
     x = images(5, SIZE).astype(np.float64)
-    with ox.open(export(SIZE, net), preprocess=None, range=(0, 1), batch_size=BATCH, threads=1) as explainer:
+    with ox.open(export(net, SIZE), preprocess=None, range=(0, 1), batch_size=BATCH, threads=1) as explainer:
         found = explainer.explain(x, method)
     expected = loop(net, torch.from_numpy(x).contiguous(memory_format=layout)).numpy()
     for ours, theirs in zip(found, expected, strict=True):
@@ -55,7 +55,7 @@ def test_same_as_the_engine(net, method, loop: Callable, layout) -> None:
 def test_the_last_search_stops_early(net) -> None:
     """Or the case above that is there for it would show nothing."""
     method = CASES[-1][0]
-    with ox.open(export(SIZE, net), preprocess=None, range=(0, 1), batch_size=BATCH, threads=1) as explainer:
+    with ox.open(export(net, SIZE), preprocess=None, range=(0, 1), batch_size=BATCH, threads=1) as explainer:
         found = explainer.explain(images(5, SIZE).astype(np.float64), method)
     iterations = [n for one in found for n in one.diagnostics["iterations"]]
     assert min(iterations) < max(iterations)
