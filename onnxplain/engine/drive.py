@@ -156,13 +156,16 @@ class Model:
             return fastest(call, most=most, room=room)
 
     def shrink(self, rows: int, error: OutOfMemory) -> None:
-        """The device had no memory for a batch of `rows`: half of it from now on. Raises if it was one row."""
+        """The device had no memory for `rows`: batches are halved until they are smaller. Raises if it was one row."""
         if rows == 1 or self.fixed:
             raise OutOfMemory(
                 f"{error}: there is no memory for a batch of {rows}, which is the smallest; "
                 "next: free memory on the device, use a smaller precision, or another device"
             ) from error
-        self.resize(rows // 2)
+        size = self.batch_size
+        while size >= rows:
+            size //= 2
+        self.resize(size)
         log.warning("out of memory with a batch of %d: going on with %d", rows, self.batch_size)
 
     def run(self, role: str, count: int) -> Mapping[str, Array]:

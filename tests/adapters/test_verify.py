@@ -293,7 +293,7 @@ def test_a_gradient_that_was_told_to_stop_is_partial() -> None:
     assert [stop.node for stop in found.stopped] == ["odd0"]
     right = forward_model(model)
     behind("logits", ("Mul", ["l"], {}), l=np.float32(2))(model)
-    assert verify_gradient(Halves(right, model)).verdict == "failed"
+    assert verify_gradient(Halves(right, model), Setup()).verdict == "failed"
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -14,10 +17,14 @@ from onnxplain.engine.executors.place import CPU, CUDA, Place
 from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
 from onnxplain.errors import BackendFailed, BackendMissing, DeviceMissing, ExecutionError, OutOfMemory, UsageError
 
+log = logging.getLogger(__name__)
+
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}  # where its names are not NumPy's
 CPU_PROVIDER = "CPUExecutionProvider"
 PROVIDERS = {CPU: CPU_PROVIDER, CUDA: "CUDAExecutionProvider"}
 LIBRARY = "library"  # the option that is ours: the file of a provider that comes as a plugin
+# What works out shapes, which the runtime keeps on the CPU on purpose.
+SHAPES = {"Shape", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Range", "ConstantOfShape", "Cast"}
 # How the runtime, CUDA and cuDNN word it; none of them has an error class of its own for it.
 OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation", "alloc_failed")
 
@@ -60,7 +67,11 @@ class OnnxRuntimeExecutor(Closing):
         if folder is not None:
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", os.fspath(folder))
         provider = PROVIDERS.get(place.runtime, place.runtime)
-        listed = chosen(ort, settings, place, provider, dict(options or {}), tf32)
+        if provider != CPU_PROVIDER:
+            ort.set_default_logger_severity(4)  # fatal only: what fails is told by our errors
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):  # where some of it prints
+            listed = chosen(ort, settings, place, provider, dict(options or {}), tf32)
         data = model if isinstance(model, bytes) else model.SerializeToString()
         try:
             # Its own fallback would print, and run on the CPU.
@@ -69,10 +80,13 @@ class OnnxRuntimeExecutor(Closing):
             raise failed("refused the model", error) from error
         self.placement = placement(self._session)
         if provider not in self._session.get_providers() and provider not in self.placement:
+            why = f" ({said.getvalue().strip().splitlines()[0]})" if said.getvalue().strip() else ""
             raise DeviceMissing(
-                f"ONNX Runtime could not start {provider} on {place}; "
+                f"ONNX Runtime could not start {provider} on {place}{why}; "
                 f"next: `onnxplain doctor --on {place}` tells what is missing"
             )
+        if provider != CPU_PROVIDER:
+            tell(provider, on_cpu(self._session))
         self.inputs: Mapping[str, TensorSpec] = specs(self._session.get_inputs())
         self.outputs: Mapping[str, TensorSpec] = specs(self._session.get_outputs())
         self.facts: Mapping[str, Any] = {
@@ -124,16 +138,23 @@ def chosen(
 def plugin(ort: Any, settings: Any, place: Place, provider: str, options: dict[str, str]) -> None:
     """Register a plugin's library and give the session its device."""
     library = options.pop(LIBRARY)
-    if not any(device.ep_name == provider for device in ort.get_ep_devices()):
+
+    def devices() -> list[Any]:
+        return [device for device in ort.get_ep_devices() if device.ep_name == provider]
+
+    if not devices():
         try:
             ort.register_execution_provider_library(provider, os.path.abspath(library))
         except Exception as error:
             raise DeviceMissing(f"{library}: ONNX Runtime cannot load it as a provider: {first_line(error)}") from error
-    devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
-    if place.device >= len(devices):
-        names = ", ".join(sorted({device.ep_name for device in ort.get_ep_devices()}))
-        raise DeviceMissing(f"{provider} has {len(devices)} devices here, {place} was asked for; there are {names}")
-    settings.add_provider_for_devices([devices[place.device]], options)
+        if not devices():
+            ort.unregister_execution_provider_library(provider)
+    if place.device >= len(devices()):
+        raise DeviceMissing(
+            f"{library}: it finds {len(devices())} devices of {provider} on this machine, and {place} was asked for; "
+            "next: check which hardware it is for"
+        )
+    settings.add_provider_for_devices([devices()[place.device]], options)
 
 
 def placement(session: Any) -> Counter[str]:
@@ -142,6 +163,20 @@ def placement(session: Any) -> Counter[str]:
     for part in session.get_provider_graph_assignment_info():
         count[part.ep_name] += len(part.get_nodes())
     return count
+
+
+def on_cpu(session: Any) -> Counter[str]:
+    """How many nodes of each operator the CPU runs."""
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == CPU_PROVIDER]
+    return Counter(node.op_type for part in parts for node in part.get_nodes())
+
+
+def tell(provider: str, left: Counter[str]) -> None:
+    """Log which nodes a provider left to the CPU: a warning, unless they only work out shapes."""
+    if left:
+        ops = ", ".join(f"{op} x{count}" for op, count in sorted(left.items()))
+        level = logging.INFO if left.keys() <= SHAPES else logging.WARNING
+        log.log(level, "%s leaves %d nodes to the CPU: %s", provider, left.total(), ops)
 
 
 def failed(what: str, error: Exception) -> BackendFailed:

@@ -10,6 +10,7 @@ from onnxplain.errors import UsageError
 CPU, CUDA, TENSORRT, TENSORRT_RTX, OPENVINO = "cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino"
 RUNTIMES = (CPU, CUDA, TENSORRT, TENSORRT_RTX, OPENVINO)  # `cpu` and `cuda` are ONNX Runtime's
 NUMBERED = (CUDA, TENSORRT, TENSORRT_RTX)  # those that a machine may have several devices for
+ALSO = {"CPUExecutionProvider": CPU, "CUDAExecutionProvider": CUDA}  # as ONNX Runtime calls them
 PROVIDER = re.compile(r"[A-Za-z][A-Za-z0-9]*ExecutionProvider")  # the name of one of ONNX Runtime's providers
 MOST_DEVICES = 1024
 
@@ -25,6 +26,7 @@ class Place:
     def parse(cls, text: str) -> Place:
         """`cpu`, `cuda`, `cuda:1`, `OpenVINOExecutionProvider`, ... Raises `UsageError`."""
         runtime, colon, number = text.partition(":")
+        runtime = ALSO.get(runtime, runtime)
         known = runtime in RUNTIMES or PROVIDER.fullmatch(runtime)
         if not known:
             raise UsageError(
@@ -36,7 +38,7 @@ class Place:
         if runtime in RUNTIMES and runtime not in NUMBERED:
             raise UsageError(f"device {text!r}: {runtime} has no numbered devices; next: write {runtime}")
         if not (number.isascii() and number.isdecimal() and int(number) < MOST_DEVICES):
-            raise UsageError(f"device {text!r}: expected a number behind the colon, such as {runtime}:0")
+            raise UsageError(f"device {text!r}: expected a number behind the colon; next: write {runtime}:0")
         return cls(runtime, int(number))
 
     def __str__(self) -> str:
