@@ -37,7 +37,6 @@ import onnx
 
 import onnxplain as ox
 from bench.measure import ROOT, Call, images, machine, note, ratio, rounds, table
-from onnxplain.cli.main import COMMANDS
 from onnxplain.engine.drive import GRADIENT, LOGITS, Usage
 from onnxplain.engine.executors.conformance import check_executor
 from onnxplain.engine.executors.setup import Precision, Setup
@@ -135,17 +134,15 @@ def classifier(net: str) -> onnx.ModelProto:
 
 
 def doctor(run: Run, net: str) -> None:  # noqa: ARG001 (of no net)
-    run.attempt("doctor", "onnxplain", do=lambda: asked(run.on))
+    run.attempt("doctor", "onnxplain", do=asked)
     run.attempt("doctor", "nvidia-smi", do=nvidia)
     run.attempt("doctor", "torch", do=torch_facts)
 
 
-def asked(on: str) -> dict[str, Any]:
-    if "doctor" not in COMMANDS:
-        raise Skipped("this version has no doctor")
-    command = [sys.executable, "-m", "onnxplain", "doctor", "--on", on]
+def asked() -> dict[str, Any]:
+    command = [sys.executable, "-m", "onnxplain", "doctor", "--format", "json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return {"exit_code": done.returncode, "says": done.stdout.splitlines(), "beside": done.stderr.splitlines()}
+    return {"exit_code": done.returncode, "says": json.loads(done.stdout)}
 
 
 def nvidia() -> list[str]:
