@@ -37,7 +37,8 @@ if [[ $wheels != - ]]; then
     for package in tensorrt_cu13 tensorrt_rtx_cu13 cuda_python; do
         if compgen -G "$wheels/$package-*" >/dev/null; then packages+=("$package"); fi
     done
-    "$python" -m pip install --quiet --no-index --find-links "$wheels" "${packages[@]}"
+    # of these packages only, whatever this machine's pip is told
+    PIP_CONFIG_FILE=/dev/null "$python" -m pip --isolated install --quiet --no-index --find-links "$wheels" "${packages[@]}"
 fi
 cd "$(dirname "$0")/.."
 "$python" -m bench.gpu -o "$out" "$@"
