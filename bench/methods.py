@@ -122,7 +122,8 @@ def measure(name: str, explainer: ox.Explainer, pair: Pair, *, count: int, batch
 def agreement(ours: Array, theirs: Array) -> dict[str, float]:
     """The least Pearson correlation of an image's two attributions, and the largest difference over the largest value.
 
-    ISA's ranks and the choices of credible path fall as float32 rounds, so they are near and not the same.
+    They tell a loop that does something else, no more: signs of small gradients fall as float32 rounds. ISA by PyTorch
+    in float32 correlates at 0.88 with the same in float64 (EfficientNet-Lite0, three rounds).
     """
     ours, theirs = (a.reshape(len(a), -1).astype(np.float64) for a in (ours, theirs))
     return {
