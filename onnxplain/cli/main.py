@@ -103,6 +103,7 @@ def cli() -> None:
     \b
     Examples:
       onnxplain demo -o demo-out
+      onnxplain doctor
       onnxplain inspect model.onnx
       onnxplain explain model.onnx photo.jpg --method isa -o out
       onnxplain score model.onnx out/*.npz --protocol rise
