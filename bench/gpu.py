@@ -298,8 +298,10 @@ def memory(run: Run, net: str) -> None:
 
 
 def methods(run: Run, net: str) -> None:
+    from bench.methods import METHODS
+
     model = classifier(net)
-    for method in ("isa", "credible", "ig"):
+    for method in METHODS:
         one_method(run, net, model, method)
 
 

@@ -31,6 +31,7 @@ from onnxplain.engine.methods.quadrature import Alphas
 from onnxplain.engine.requests import Array
 
 Loop = Callable[..., torch.Tensor]
+METHODS = ("isa", "credible", "ig")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -177,7 +178,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 @click.command()
 @click.argument("nets", nargs=-1)
-@click.option("--method", "wanted", multiple=True, help="isa, credible, ig. [default: all]")
+@click.option("--method", "wanted", multiple=True, type=click.Choice(METHODS), help="[default: all]")
 @click.option("--count", default=8, show_default=True, help="Images.")
 @click.option("-b", "--batch", default=8, show_default=True)
 @click.option("--repeat", default=3, show_default=True)
