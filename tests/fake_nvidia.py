@@ -2,8 +2,8 @@
 
 Engines compute with ONNX's reference evaluator, in memory that only the fake CUDA hands out. The device does nothing
 before its stream is waited for, so whoever reads too early, or changes the memory on the host too soon, gets other
-numbers. What real libraries forbid, or answer with a crash, raises `Misuse` here. Names, arguments, return values and the
-texts of errors are those of cuda-bindings 13 and of TensorRT 10 and 11 and TensorRT for RTX 1.7.
+numbers. What real libraries forbid, or answer with a crash, raises `Misuse` here. Names, arguments, return values and
+the texts of errors are those of cuda-bindings 13, of TensorRT 10 and 11 and of TensorRT for RTX 1.7.
 """
 
 from __future__ import annotations
@@ -141,9 +141,12 @@ def cuda(machine: Machine) -> ModuleType:
     lock = threading.Lock()
     addresses = iter(range(0x7F0000000000, 0x7FF000000000, 1 << 32))
 
-    def answer(*values: Any, error: str = "cudaSuccess", blanks: int = 0) -> tuple[Any, ...]:
+    def answer(*values: Any, error: str = "cudaSuccess") -> tuple[Any, ...]:
         error = machine.error or error
-        return (CudaError[error], *(values if error == "cudaSuccess" else [None] * max(len(values), blanks)))
+        return (CudaError[error], *(values if error == "cudaSuccess" else [None for _ in values]))
+
+    def device_count() -> Any:
+        return answer(len(machine.devices), error="cudaSuccess" if machine.devices else "cudaErrorNoDevice")
 
     def set_device(number: int) -> Any:
         if not 0 <= number < len(machine.devices):
@@ -161,7 +164,7 @@ def cuda(machine: Machine) -> ModuleType:
     def malloc(size: int) -> Any:
         with lock:
             if not machine.take(machine.device, size):
-                return answer(error="cudaErrorMemoryAllocation", blanks=1)
+                return answer(0, error="cudaErrorMemoryAllocation")
             address = next(addresses)
             machine.device_memory[address] = (machine.device, np.full(size, 0xAB, np.uint8))
         return answer(address)
@@ -223,7 +226,7 @@ def cuda(machine: Machine) -> ModuleType:
         cudaError_t=CudaError,
         cudaMemcpyKind=CopyKind,
         cudaDriverGetVersion=lambda: (CudaError.cudaSuccess, machine.driver),
-        cudaGetDeviceCount=lambda: answer(len(machine.devices), error="" if machine.devices else "cudaErrorNoDevice"),
+        cudaGetDeviceCount=device_count,
         cudaGetDeviceProperties=properties,
         cudaGetLastError=lambda: (CudaError.cudaSuccess,),
         cudaSetDevice=set_device,
@@ -236,8 +239,6 @@ def cuda(machine: Machine) -> ModuleType:
         cudaStreamSynchronize=synchronise,
         cudaMemcpyAsync=copy,
     )
-    if machine.devices:
-        vars(module)["cudaGetDeviceCount"] = lambda: answer(len(machine.devices))
     return module
 
 
@@ -282,7 +283,7 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
             raise Misuse("the logger's own __init__ was not called")
         logger.log(severity, text)
 
-    class Network:
+    class INetworkDefinition:
         def __init__(self, flags: int) -> None:
             if old and flags != 0b11:
                 raise Misuse("TensorRT 10: not an explicit batch, or weakly typed")
@@ -297,23 +298,21 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
         def get_input(self, i: int) -> Tensor:
             return self.inputs[i]
 
-    @dataclass
     class ParserError:
-        node: str
-        operator: str
-        text: str
+        def __init__(self, node: str, operator: str, text: str) -> None:
+            self._node, self._operator, self._text = node, operator, text
 
         def node_name(self) -> str:
-            return self.node
+            return self._node
 
         def node_operator(self) -> str:
-            return self.operator
+            return self._operator
 
         def desc(self) -> str:
-            return self.text
+            return self._text
 
     class OnnxParser:
-        def __init__(self, network: Network, logger: Any) -> None:
+        def __init__(self, network: INetworkDefinition, logger: Any) -> None:
             self.network, self.logger, self.errors = network, logger, []
 
         num_errors = property(lambda self: len(self.errors))
@@ -323,12 +322,11 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
 
         def parse(self, data: bytes, path: str | None = None) -> bool:
             model = onnx.load_model_from_string(data)
-            for tensor in model.graph.initializer:
-                if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                    try:
-                        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(Path(path or ".").parent))
-                    except (OSError, onnx.checker.ValidationError):
-                        self.errors.append(ParserError("", "", f"Failed to import initializer: {tensor.name}"))
+            try:
+                onnx.external_data_helper.load_external_data_for_model(model, str(Path(path or ".").parent))
+            except (OSError, onnx.checker.ValidationError):
+                names = ", ".join(t.name for t in model.graph.initializer if t.external_data)
+                self.errors.append(ParserError("", "", f"Failed to import initializer: {names}"))
             for node in model.graph.node:
                 if node.domain or node.op_type in machine.refused:
                     self.errors.append(ParserError(node.name, node.op_type, "Plugin not found"))
@@ -342,7 +340,7 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
             say(self.logger, Severity.INFO, "parsed")
             return True
 
-    class Profile:
+    class IOptimizationProfile:
         def __init__(self) -> None:
             self.shapes: dict[str, list[tuple[int, ...]]] = {}
 
@@ -352,10 +350,10 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
                 raise ValueError("Shape provided for min is inconsistent with other shapes.")
             self.shapes[name] = [least, best, most]
 
-    class Config:
+    class IBuilderConfig:
         def __init__(self) -> None:
             self.flags = {Flag.TF32}  # on by default
-            self.profiles: list[Profile] = []
+            self.profiles: list[IOptimizationProfile] = []
             self.workspace: int | None = None
             self.builder_optimization_level = 3
             self.timing: bytes | None = None
@@ -373,7 +371,7 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
             assert pool == MemoryPoolType.WORKSPACE
             self.workspace = size
 
-        def add_optimization_profile(self, profile: Profile) -> int:
+        def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
             self.profiles.append(profile)
             return len(self.profiles) - 1
 
@@ -405,7 +403,7 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
             return None if self.timing is None else cache
 
     if not rtx:
-        del Config.set_compute_capability
+        del IBuilderConfig.set_compute_capability
 
     class Builder:
         def __init__(self, logger: Any) -> None:
@@ -413,16 +411,16 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
                 raise TypeError("pybind11::init(): factory function returned nullptr")
             self.logger = logger
 
-        def create_network(self, flags: int = 0) -> Network:
-            return Network(flags)
+        def create_network(self, flags: int = 0) -> INetworkDefinition:
+            return INetworkDefinition(flags)
 
-        def create_builder_config(self) -> Config:
-            return Config()
+        def create_builder_config(self) -> IBuilderConfig:
+            return IBuilderConfig()
 
-        def create_optimization_profile(self) -> Profile:
-            return Profile()
+        def create_optimization_profile(self) -> IOptimizationProfile:
+            return IOptimizationProfile()
 
-        def build_serialized_network(self, network: Network, config: Config) -> HostMemory | None:
+        def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> HostMemory | None:
             free = [tensor.name for tensor in network.inputs if -1 in tensor.shape]
             if free and (not config.profiles or set(config.profiles[0].shapes) != set(free)):
                 say(self.logger, Severity.ERROR, "Network has dynamic or shape inputs, but no optimization profile")
@@ -432,7 +430,11 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
             time.sleep(machine.seconds)
             if most > machine.most_rows_to_build:
                 say(self.logger, Severity.ERROR, "[allocate] Error Code 1: Cuda Runtime (out of memory)")
-                say(self.logger, Severity.WARNING, f"Requested amount of GPU memory ({most} bytes) could not be allocated.")
+                say(
+                    self.logger,
+                    Severity.WARNING,
+                    f"Requested amount of GPU memory ({most} bytes) could not be allocated.",
+                )
                 say(self.logger, Severity.ERROR, "Error Code 10: Could not find any implementation for node {x}")
                 return None
             built = {
@@ -450,13 +452,13 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
                     file.write("built\n")
             return HostMemory(serialised(network, shapes, built["targets"]))
 
-    def serialised(network: Network, shapes: Any, targets: list[str] | None) -> bytes:
+    def serialised(network: INetworkDefinition, shapes: Any, targets: list[str] | None) -> bytes:
         assert network.model is not None
-        device = machine.devices[machine.device] if machine.devices else None
-        current = targets in (None, ["CURRENT"])
+        device = machine.devices[machine.device] if machine.devices else Device()
+        number = int(targets[0][2:]) if targets and targets != ["CURRENT"] else 0
         header = {
             "version": version,
-            "capability": f"{device.major}.{device.minor}" if current and device else f"{targets[0][2]}.{targets[0][3:]}",
+            "capability": f"{number // 10}.{number % 10}" if number else f"{device.major}.{device.minor}",
             "shapes": shapes,
             "tensors": [[t.name, t.dtype.name, list(t.shape), 1] for t in network.inputs]
             + [[t.name, t.dtype.name, list(t.shape), 2] for t in network.outputs],
@@ -468,7 +470,7 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
         def __init__(self, logger: Any) -> None:
             self.logger = logger
 
-        def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+        def deserialize_cuda_engine(self, data: bytes) -> ICudaEngine | None:
             def refuse(text: str) -> None:
                 say(self.logger, Severity.ERROR, f"IRuntime::deserializeCudaEngine: Error Code 1: ({text})")
                 say(self.logger, Severity.ERROR, "Error Code 4: Internal Error (Engine deserialization failed.)")
@@ -486,9 +488,9 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
                     f"The engine plan file is generated on an incompatible device, expecting compute "
                     f"{device.major}.{device.minor} got compute {header['capability']}, please rebuild."
                 )
-            return Engine(self.logger, header, onnx.load_model_from_string(data[20 + text :]))
+            return ICudaEngine(self.logger, header, onnx.load_model_from_string(data[20 + text :]))
 
-    class Engine:
+    class ICudaEngine:
         def __init__(self, logger: Any, header: dict[str, Any], model: onnx.ModelProto) -> None:
             self.logger, self.model, self.device = logger, model, machine.device
             self.tensors = {n: (DataType[kind], tuple(s), TensorIOMode(mode)) for n, kind, s, mode in header["tensors"]}
@@ -515,15 +517,17 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
             assert profile == 0
             return self.shapes[name]
 
-        def create_execution_context(self) -> Context | None:
+        def create_execution_context(self) -> IExecutionContext | None:
             rows = max([shapes[2][0] for shapes in self.shapes.values()], default=1)
             if not machine.take(machine.device, rows * PER_ROW):
-                say(self.logger, Severity.ERROR, "[ExecutionContext] Error Code 2: OutOfMemory (no further information)")
+                say(
+                    self.logger, Severity.ERROR, "[ExecutionContext] Error Code 2: OutOfMemory (no further information)"
+                )
                 return None
-            return Context(self, rows * PER_ROW)
+            return IExecutionContext(self, rows * PER_ROW)
 
-    class Context:
-        def __init__(self, engine: Engine, size: int) -> None:
+    class IExecutionContext:
+        def __init__(self, engine: ICudaEngine, size: int) -> None:
             self.engine, self.size = engine, size
             self.evaluator = ReferenceExecutor(engine.model)
             self.addresses: dict[str, int] = {}
@@ -555,22 +559,22 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             if name in self.shapes:
                 return self.shapes[name]
-            return self.compute({n: np.zeros(self.shapes[n], self.dtype(n)) for n in self.inputs()})[name].shape
+            return self._compute({n: np.zeros(self.shapes[n], self._dtype(n)) for n in self._inputs()})[name].shape
 
-        def inputs(self) -> list[str]:
+        def _inputs(self) -> list[str]:
             return [name for name, (_, _, mode) in self.engine.tensors.items() if mode == TensorIOMode.INPUT]
 
-        def dtype(self, name: str) -> np.dtype[Any]:
+        def _dtype(self, name: str) -> np.dtype[Any]:
             return np.dtype(NUMPY[self.engine.tensors[name][0].name])
 
-        def compute(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def _compute(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             wanted = self.evaluator.inputs
             answer = self.evaluator({n: feed.astype(wanted[n].dtype) for n, feed in feeds.items()})
-            return {name: array.astype(self.dtype(name)) for name, array in answer.items()}
+            return {name: array.astype(self._dtype(name)) for name, array in answer.items()}
 
-        def memory(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-            size = int(np.prod(shape, dtype=int)) * self.dtype(name).itemsize
-            return machine.bytes_at(self.addresses[name], size).view(self.dtype(name)).reshape(shape)
+        def _memory(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+            size = int(np.prod(shape, dtype=int)) * self._dtype(name).itemsize
+            return machine.bytes_at(self.addresses[name], size).view(self._dtype(name)).reshape(shape)
 
         def execute_async_v3(self, stream_handle: int) -> bool:
             stream = machine.streams[stream_handle]
@@ -580,11 +584,11 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
             if text:
                 say(self.engine.logger, Severity.ERROR, text)
                 return False
-            inputs = {name: self.memory(name, self.shapes[name]) for name in self.inputs()}
-            outputs = {n: self.memory(n, self.get_tensor_shape(n)) for n in self.engine.tensors if n not in inputs}
+            inputs = {name: self._memory(name, self.shapes[name]) for name in self._inputs()}
+            outputs = {n: self._memory(n, self.get_tensor_shape(n)) for n in self.engine.tensors if n not in inputs}
 
             def work() -> None:
-                for name, array in self.compute(inputs).items():
+                for name, array in self._compute(inputs).items():
                     outputs[name][...] = array
 
             stream.todo.append(work)
@@ -593,6 +597,12 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
     vars(module).update(
         __version__=version,
         ILogger=ILogger,
+        INetworkDefinition=INetworkDefinition,
+        IOptimizationProfile=IOptimizationProfile,
+        IBuilderConfig=IBuilderConfig,
+        ICudaEngine=ICudaEngine,
+        IExecutionContext=IExecutionContext,
+        ParserError=ParserError,
         Builder=Builder,
         OnnxParser=OnnxParser,
         Runtime=Runtime,

@@ -27,7 +27,7 @@ MAJORS = {TENSORRT: (10, 11), TENSORRT_RTX: (1,)}
 KEPT = 200  # lines of the log
 # How TensorRT words it: the allocation itself, and the builder's end after tactics that it had no room for.
 NO_MEMORY = re.compile(
-    r"out of ?memory|could not be allocated|failed_?allocation|bad_?alloc|ErrorMemoryAllocation", re.I
+    r"out ?of ?memory|could not be allocated|failed_?allocation|bad_?alloc|ErrorMemoryAllocation", re.I
 )
 NO_ROOM = re.compile(r"insufficient memory", re.I)
 NO_TACTIC = "Could not find any implementation"
