@@ -286,7 +286,7 @@ def test_verify_makes_the_gradient_model_of_a_classifier(place):
     assert shown.exit_code == 0
     assert "bit for bit" in shown.stdout
     complain(run("verify", place.model, "--classifier", plain), 2, "is a classifier itself")
-    complain(run("verify", place.model, "--on", "cuda"), 2, "'cpu' only")
+    complain(run("verify", place.model, "--on", "gpu"), 2, "device 'gpu' is unknown")
     complain(run("verify", plain, "--preprocess", "none", "--range", "1", "-1"), 2, "range")
     complain(run("verify", plain, "--preprocess", "none", "--image", place.photos[0]), 2, "no preprocessing")
 
