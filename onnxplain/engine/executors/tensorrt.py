@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +20,9 @@ from onnxplain.engine.executors.gpu import Buffer, Gpu, Stream
 from onnxplain.engine.executors.place import TENSORRT, TENSORRT_RTX, Place
 from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
 from onnxplain.engine.executors.tensorrt_build import Library, Recipe, Timing, build
-from onnxplain.errors import BackendFailed, ExecutionError, FeedMismatch, InputError
+from onnxplain.errors import BackendFailed, ExecutionError, FeedMismatch, InputError, OutOfMemory
 
+LOG = logging.getLogger(__name__)
 DTYPES = {  # TensorRT's names of types; NumPy has none for BF16, FP8, FP4 and INT4
     **{"FLOAT": "float32", "HALF": "float16", "BOOL": "bool"},
     **{"INT64": "int64", "INT32": "int32", "INT8": "int8", "UINT8": "uint8"},
@@ -81,30 +84,30 @@ class TensorRTExecutor(Closing):
     ) -> Self:
         """Build the engine of a model for this GPU, or take it from the folder `cache`.
 
-        It takes 1 to `most_rows` rows, and is tuned for `most_rows`. `tf32` lets it round products. `options` are the
-        builder's: `workspace`, the MiB of device memory that one layer may use besides, and
-        `builder_optimization_level`, 0 to 5. `folder` is where weights lie that the model has in files of their own.
+        It takes 1 to `most_rows` rows, and is tuned for `most_rows`; for half as many, and so on, if the device has too
+        little memory. `tf32` lets it round products. `options` are the builder's: `workspace`, the MiB of device memory
+        that one layer may use besides, and `builder_optimization_level`, 0 to 5. `folder` is where weights lie that the
+        model has in files of their own.
 
         Raises, besides what the constructor does:
             UsageError: an option is unknown or out of range.
             BackendFailed: TensorRT refuses the model.
+            OutOfMemory: the device has too little memory for one row.
             OutputError: the engine has to be built, and the cache folder cannot be written to.
         """
-        place = place or Place(TENSORRT)
-        recipe = Recipe.parse(options or {}, most_rows=most_rows, tf32=tf32)
+        place, rows = place or Place(TENSORRT), most_rows
         data = model if isinstance(model, bytes) else model.SerializeToString(deterministic=True)
         proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else model
-        trt, gpu = Library(place.runtime), Gpu(place.device, place.runtime)
-        if cache is None:
-            engine = build(trt, data, recipe, folder)
-        else:
-            store, where = EngineCache(cache, place.runtime), here(trt, gpu)
-            timing = None if place.runtime == TENSORRT_RTX else Timing(store, {WHAT: TIMING, **where})
-            ours = {"onnxplain": version("onnxplain"), **recipe.facts(), **facts_of(data, proto.graph, folder)}
-            engine = store.get_or_build(
-                {WHAT: ENGINE, **where, **ours}, lambda: build(trt, data, recipe, folder, timing=timing)
-            )
-        return cls(engine, place=place, like=proto)
+        source = Source(data, proto, folder)
+        while True:
+            recipe = Recipe.parse(options or {}, most_rows=rows, tf32=tf32)
+            try:
+                return cls(engine_of(source, recipe, place, cache), place=place, like=proto)
+            except OutOfMemory as error:
+                if rows == 1 or not any(spec.shape[:1] == (None,) for spec in inputs_of(proto).values()):
+                    raise
+                LOG.warning("%s; built for %d rows, not %d", str(error), rows // 2, rows)  # it holds on to its frames
+                rows //= 2
 
     @classmethod
     def load(
@@ -232,6 +235,27 @@ class TensorRTExecutor(Closing):
             raise self._trt.failed(f"run {rows} rows")
 
 
+@dataclass(frozen=True)
+class Source:
+    """What an engine is built from: a model, its bytes, and where weights lie that it has in files of their own."""
+
+    data: bytes
+    model: onnx.ModelProto
+    folder: str | os.PathLike[str] | None
+
+
+def engine_of(source: Source, recipe: Recipe, place: Place, cache: str | os.PathLike[str] | None) -> bytes:
+    """The engine for a GPU that is here: from the cache, or built."""
+    trt, gpu = Library(place.runtime), Gpu(place.device, place.runtime)
+    if cache is None:
+        return build(trt, source.data, recipe, source.folder)
+    store, where = EngineCache(cache, place.runtime), here(trt, gpu)
+    timing = None if place.runtime == TENSORRT_RTX else Timing(store, {WHAT: TIMING, **where})
+    model = facts_of(source.data, source.model.graph, source.folder)
+    facts = {WHAT: ENGINE, **where, **recipe.facts(), **model, "onnxplain": version("onnxplain")}
+    return store.get_or_build(facts, lambda: build(trt, source.data, recipe, source.folder, timing=timing))
+
+
 def plan_of(data: bytes) -> bytes:
     """The engine in a file: some exporters put 4 bytes of length (little-endian) and that many of JSON in front."""
     size = int.from_bytes(data[:4], "little")
@@ -249,15 +273,18 @@ def check_interface(
 
     Also an engine that was just built may differ: TensorRT makes float32 of float64, and says nothing.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    asked = [value for value in model.graph.input if value.name not in constants]
-    for kind, have, values in (("inputs", inputs, asked), ("outputs", outputs, model.graph.output)):
-        want = {value.name: spec_of(value) for value in values}
+    results = {value.name: spec_of(value) for value in model.graph.output}
+    for kind, have, want in (("inputs", inputs, inputs_of(model)), ("outputs", outputs, results)):
         if list(have) != list(want) or not all(fits(have[name], want[name]) for name in want):
             raise BackendFailed(
                 f"{source}: its {kind} are {listed(have)}, the model's are {listed(want)}; "
                 "next: build it from this model, in float32 or less"
             )
+
+
+def inputs_of(model: onnx.ModelProto) -> dict[str, TensorSpec]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {value.name: spec_of(value) for value in model.graph.input if value.name not in constants}
 
 
 def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
