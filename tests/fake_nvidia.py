@@ -278,9 +278,14 @@ def tensorrt(machine: Machine, version: str, name: str) -> ModuleType:
 
     ILogger.Severity = Severity  # type: ignore[attr-defined]
 
+    loggers: list[Any] = []
+
     def say(logger: Any, severity: Severity, text: str) -> None:
         if not getattr(logger, "started", False):
             raise Misuse("the logger's own __init__ was not called")
+        loggers.append(logger)
+        if logger is not loggers[0]:
+            raise Misuse("another logger, of which TensorRT warns")
         logger.log(severity, text)
 
     class INetworkDefinition:

@@ -159,7 +159,7 @@ class TensorRTExecutor(Closing):
         self._context = self._engine = self._runtime = None
 
     def _deserialised(self, engine: bytes, source: str) -> Any:
-        self._trt.said.clear()
+        self._trt.begin()
         made = self._runtime.deserialize_cuda_engine(engine)
         if made is None:
             self._trt.check_memory(f"load {source}")
@@ -230,7 +230,7 @@ class TensorRTExecutor(Closing):
                 raise BackendFailed(
                     f"output {name}: {shape} for {rows} rows; an output must have as many as the inputs"
                 )
-        self._trt.said.clear()
+        self._trt.begin()
         if not self._context.execute_async_v3(self._stream.handle):
             raise self._trt.failed(f"run {rows} rows")
 

@@ -13,7 +13,9 @@ import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from threading import get_ident
+from typing import Any, NamedTuple
 
 import onnx
 
@@ -59,31 +61,25 @@ class Library:
                 f"{name} {self.version}: only version {' or '.join(map(str, majors))} can be used; "
                 f'next: pip install "onnxplain[{runtime}]"'
             )
-        self.said: deque[tuple[bool, str]] = deque(maxlen=KEPT)
-        self.log = self._log()
+        self.log = the_logger(self.module)
+        self.begin()
 
     def __str__(self) -> str:
         return f"{MODULES[self.runtime]} {self.version}"
 
-    def _log(self) -> Any:
-        """A logger that keeps warnings and errors."""
-        base, said, severity = self.module.ILogger, self.said, self.module.ILogger.Severity
+    def begin(self) -> None:
+        """What was said before is not about what comes now."""
+        self.before = self.log.count
 
-        class Log(base):  # type: ignore[misc, valid-type]
-            def __init__(self) -> None:
-                base.__init__(self)
-
-            def log(self, level: Any, text: str) -> None:
-                if level in (severity.INTERNAL_ERROR, severity.ERROR, severity.WARNING):
-                    said.append((level != severity.WARNING, text.strip()))
-                    LOG.debug("%s: %s", level, text)
-
-        return Log()
+    @property
+    def said(self) -> list[Line]:
+        """Warnings and errors since `begin`: those of this thread if there are any, else those of all."""
+        lines = [line for line in tuple(self.log.lines) if line.number > self.before]
+        return [line for line in lines if line.thread == get_ident()] or lines
 
     @property
     def errors(self) -> list[str]:
-        """Since `said` was last cleared."""
-        return [text for error, text in self.said if error]
+        return [line.text for line in self.said if line.error]
 
     def make(self, kind: str) -> Any:
         """A `Builder` or `Runtime`."""
@@ -108,9 +104,41 @@ class Library:
         errors = self.errors
         full = [text for text in errors if NO_MEMORY.search(text)]
         if not full and any(NO_TACTIC in text for text in errors):
-            full = [text for _, text in self.said if NO_ROOM.search(text) or NO_MEMORY.search(text)]
+            full = [line.text for line in self.said if NO_ROOM.search(line.text) or NO_MEMORY.search(line.text)]
         if full:
             raise OutOfMemory(f"{self} could not {what}, the GPU has too little memory: {full[0]}")
+
+
+class Line(NamedTuple):
+    """Something that TensorRT said."""
+
+    number: int
+    thread: int
+    error: bool  # or a warning
+    text: str
+
+
+@cache
+def the_logger(module: Any) -> Any:
+    """The logger of this process: TensorRT warns of a second one, and uses the first for what belongs to all.
+
+    `lines` are its latest warnings and errors, `count` how many there were.
+    """
+    base, severity = module.ILogger, module.ILogger.Severity
+
+    class Log(base):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.lines: deque[Line] = deque(maxlen=KEPT)
+            self.count = 0
+
+        def log(self, level: Any, text: str) -> None:
+            if level in (severity.INTERNAL_ERROR, severity.ERROR, severity.WARNING):
+                self.count += 1
+                self.lines.append(Line(self.count, get_ident(), level != severity.WARNING, text.strip()))
+                LOG.debug("%s: %s", level, text)
+
+    return Log()
 
 
 def broken(name: str, runtime: str, error: BaseException) -> DeviceMissing:
@@ -209,7 +237,7 @@ def build(
     timing: Timing | None = None,
 ) -> bytes:
     """A serialised engine."""
-    trt.said.clear()
+    trt.begin()
     builder = trt.make("Builder")
     network = trt.need(builder.create_network(network_flags(trt)), "create a network")
     parser = parse(trt, network, model, folder)
