@@ -478,7 +478,7 @@ def test_score_gives_a_row_for_each_heatmap_metric_and_protocol(place):
     rows = rows_of(result)
     assert len(rows) == 3 * 3 * 5
     needed = {"image", "method", "metric", "value", "protocol", "target", "seed", "model_sha256", "image_sha256",
-              "reduction", "version"}  # fmt: skip
+              "reduction", "version", "on", "precision", "threads"}  # fmt: skip
     assert all(needed <= set(row) for row in rows)
     assert not any("curve" in row for row in rows)
     assert {(row["protocol"], row["reduction"]) for row in rows} == {

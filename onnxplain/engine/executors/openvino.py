@@ -47,13 +47,15 @@ class OpenVinoExecutor(Closing):
             compiled = core.compile_model(read(core, proto, folder), DEVICE, settings)
         except Exception as error:  # its exceptions are RuntimeError, or ov.Exception
             raise failed("refused the model", error) from error
-        names = [value.name for value in proto.graph.output]
         self._request: Any = compiled.create_infer_request()
-        self._outputs = dict(zip(names, compiled.outputs, strict=True))
-        given = {value.name for value in proto.graph.initializer}
-        inputs = [value.name for value in proto.graph.input if value.name not in given]
-        self.inputs: Mapping[str, TensorSpec] = dict(zip(inputs, map(spec, compiled.inputs), strict=True))
-        self.outputs: Mapping[str, TensorSpec] = dict(zip(names, map(spec, compiled.outputs), strict=True))
+        weights = {tensor.name for tensor in proto.graph.initializer}
+        self.inputs: Mapping[str, TensorSpec] = {
+            value.name: declared(value) for value in proto.graph.input if value.name not in weights
+        }
+        # An input that has no effect is none any more.
+        self._inputs = {name: port for port in compiled.inputs for name in port.get_names() if name in self.inputs}
+        self._outputs = {value.name: port for value, port in zip(proto.graph.output, compiled.outputs, strict=True)}
+        self.outputs: Mapping[str, TensorSpec] = {name: spec(port) for name, port in self._outputs.items()}
         self.facts: Mapping[str, Any] = {
             "runtime": "openvino",
             "version": ov.__version__,
@@ -65,7 +67,9 @@ class OpenVinoExecutor(Closing):
             raise ExecutionError("this executor is closed")
         check_feeds(self.inputs, feeds)
         try:
-            answer = self._request.infer([np.ascontiguousarray(feeds[name]) for name in self.inputs])
+            answer = self._request.infer(
+                {port: np.ascontiguousarray(feeds[name]) for name, port in self._inputs.items()}
+            )
         except Exception as error:
             raise failed("failed while running the model", error) from error
         return {name: answer[output] for name, output in self._outputs.items()}
@@ -98,7 +102,14 @@ def failed(what: str, error: Exception) -> BackendFailed:
     return kind(f"openvino {what}: {lines[-1] if lines else type(error).__name__}")
 
 
+def declared(value: onnx.ValueInfoProto) -> TensorSpec:
+    """dtype and shape of an input, as the model has it."""
+    kind = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
+    return TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type), shape)
+
+
 def spec(port: Any) -> TensorSpec:
-    """dtype and shape of an input or output; a free dimension has no name here."""
+    """dtype and shape of an output; a free dimension has no name here."""
     shape = tuple(d.get_length() if d.is_static else None for d in port.get_partial_shape())
     return TensorSpec(np.dtype(port.get_element_type().to_dtype()), shape)

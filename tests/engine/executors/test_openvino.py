@@ -16,9 +16,14 @@ from onnxplain.engine.methods import ISA, IntegratedGradients
 from onnxplain.errors import BackendFailed
 from onnxplain.models.preprocess import PreprocessSpec
 
-runtime("openvino", '"onnxplain[openvino]"')
-
 SPEC = PreprocessSpec.from_dict(tiny.SPEC)
+
+
+@pytest.fixture(autouse=True)
+def _there() -> None:
+    runtime("openvino", '"onnxplain[openvino]"')
+
+
 X = np.random.default_rng(0).random((5, 3, 8, 8)).astype(np.float32)
 
 
