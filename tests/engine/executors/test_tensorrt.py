@@ -21,6 +21,7 @@ import onnx.parser
 import pytest
 from fake_nvidia import Device, Machine, Severity, cuda, tensorrt
 from frameworks import runtime
+from shared_photos import DATA
 from tiny import classifier
 
 import onnxplain as ox
@@ -780,6 +781,14 @@ def test_gradient_models_build_ahead_of_time(capability: str, library: Library) 
     assert len(engine) > 10_000
     options = {"workspace": "64", "builder_optimization_level": "2"}
     assert build_ahead(model.SerializeToString(), capability, tf32=True, options=options)[:4] == b"vtrt"
+
+
+@pytest.mark.parametrize("name", ["cifar10/models/resnet20_cifar10", "imagenet/models/squeezenet1_1_caffe"])
+def test_gradient_models_of_real_classifiers_build_ahead_of_time(name: str, library: Library) -> None:
+    path = DATA / f"{name}.onnx"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not at hand (../shared/data)")
+    assert build_ahead(gradient_model(path), "8.9", most_rows=32)[:4] == b"vtrt"
 
 
 def test_the_parser_sees_the_inputs_and_outputs_of_a_gradient_model(library: Library) -> None:
