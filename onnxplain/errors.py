@@ -87,6 +87,9 @@ class ExecutionError(OnnxplainError):
     """A model could not be run."""
 
 
+RUNTIMES = ("cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino")  # extras that are runtimes
+
+
 class BackendMissing(ExecutionError, ImportError):
     """A runtime or an optional package is not installed. `extra` names what to install."""
 
@@ -94,7 +97,8 @@ class BackendMissing(ExecutionError, ImportError):
 
     def __init__(self, what: str, extra: str) -> None:
         self.extra = extra
-        super().__init__(f'{what} is not installed; next: pip install "onnxplain[{extra}]"')
+        more = "; `onnxplain doctor` tells what this machine can run" * (extra in RUNTIMES)
+        super().__init__(f'{what} is not installed; next: pip install "onnxplain[{extra}]"{more}')
 
 
 class FeedMismatch(ExecutionError, ValueError):

@@ -16,7 +16,7 @@ from onnxplain.cli.options import terminal_options
 from onnxplain.cli.terminal import terminal
 from onnxplain.errors import OnnxplainError
 
-COMMANDS = ("inspect", "export", "verify", "explain", "score", "evaluate", "demo")
+COMMANDS = ("inspect", "export", "verify", "explain", "score", "evaluate", "demo", "doctor")
 
 click.rich_click.TEXT_MARKUP = None  # brackets mean themselves
 
@@ -103,6 +103,7 @@ def cli() -> None:
     \b
     Examples:
       onnxplain demo -o demo-out
+      onnxplain doctor
       onnxplain inspect model.onnx
       onnxplain explain model.onnx photo.jpg --method isa -o out
       onnxplain score model.onnx out/*.npz --protocol rise
