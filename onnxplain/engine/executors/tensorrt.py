@@ -66,7 +66,9 @@ class TensorRTExecutor(Closing):
             self._least, self.most_rows = self._rows_of_the_profile()
             self._stream = stack.enter_context(Stream(self._gpu))
             self._context: Any = self._trt.need(self._engine.create_execution_context(), "create a context")
-            self._buffers = {name: stack.enter_context(self._buffer(name)) for name in (*self.inputs, *self.outputs)}
+            self._buffers = {n: stack.enter_context(self._buffer(s)) for n, s in (self.inputs | self.outputs).items()}
+            for name, buffer in self._buffers.items():
+                self._trt.need(self._context.set_tensor_address(name, buffer.address), f"bind {name}")
             self._open: ExitStack | None = stack.pop_all()
         self.facts: Mapping[str, Any] = here(self._trt, self._gpu)
 
@@ -195,14 +197,8 @@ class TensorRTExecutor(Closing):
             return 0, None
         return max(int(least[0]) for least, _, _ in profiles), min(int(most[0]) for _, _, most in profiles)
 
-    def _buffer(self, name: str) -> Buffer:
-        """Memory for the most rows, which the context is told of once."""
-        spec = (self.inputs | self.outputs)[name]
-        buffer = Buffer(self._gpu, spec.dtype, with_rows(spec.shape, self.most_rows or 0))
-        if not self._context.set_tensor_address(name, buffer.address):
-            buffer.close()
-            raise self._trt.failed(f"bind {name}")
-        return buffer
+    def _buffer(self, spec: TensorSpec) -> Buffer:
+        return Buffer(self._gpu, spec.dtype, with_rows(spec.shape, self.most_rows or 0))
 
     def _rows(self, feeds: Mapping[str, Array]) -> int:
         """How many there are. Raises `FeedMismatch`."""
@@ -275,7 +271,7 @@ def check_interface(
     """
     results = {value.name: spec_of(value) for value in model.graph.output}
     for kind, have, want in (("inputs", inputs, inputs_of(model)), ("outputs", outputs, results)):
-        if list(have) != list(want) or not all(fits(have[name], want[name]) for name in want):
+        if have.keys() != want.keys() or not all(fits(have[name], want[name]) for name in want):
             raise BackendFailed(
                 f"{source}: its {kind} are {listed(have)}, the model's are {listed(want)}; "
                 "next: build it from this model, in float32 or less"

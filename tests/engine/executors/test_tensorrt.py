@@ -29,7 +29,7 @@ from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.engine.executors import engine_cache
 from onnxplain.engine.executors.conformance import check_executor
 from onnxplain.engine.executors.engine_cache import clear, entries
-from onnxplain.engine.executors.gpu import NO_MEMORY, UNFIT
+from onnxplain.engine.executors.gpu import NO_MEMORY, UNFIT, Buffer, Gpu, Stream
 from onnxplain.engine.executors.place import Place
 from onnxplain.engine.executors.protocol import Executor, TensorSpec
 from onnxplain.engine.executors.reference import ReferenceExecutor
@@ -468,6 +468,15 @@ def test_classifiers_are_explained_on_it(machine: Machine, tmp_path: Path, caplo
     assert got[0].provenance["on"] == "tensorrt"
     assert got[0].provenance["versions"]["tensorrt"] == "11.4.0.106"
     assert got[0].provenance["runtime"] == {"device": "NVIDIA L4", "capability": "8.9", "cuda_driver": "13.0"}
+
+
+def test_memory_is_freed_once(machine: Machine) -> None:
+    gpu = Gpu(0, "tensorrt")
+    for thing in (Buffer(gpu, F32, (2, 3)), Stream(gpu)):
+        thing.close()
+        thing.close()
+    assert machine.freed == 1
+    assert machine.nothing_is_left()
 
 
 # Engines from files
