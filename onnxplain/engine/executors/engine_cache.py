@@ -100,7 +100,7 @@ class EngineCache:
         except OutputError as error:
             raise OutputError(
                 f"{self.folder}: no engine can be kept here ({cause(error)}), so none is built; "
-                "next: make the folder writable, choose another cache folder, or do without a cache"
+                "next: make the folder writable, choose another one (--cache FOLDER), or keep nothing (--cache none)"
             ) from error
 
     def _note_what_is_left(self, facts: Facts) -> None:
