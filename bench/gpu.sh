@@ -12,8 +12,8 @@
 # and, for those who want them measured too, one of TensorRT (its libraries come from NVIDIA's own index) and TensorRT
 # for RTX (GPUs of that kind only):
 #
-#     pip wheel -w WHEELS --extra-index-url https://pypi.nvidia.com tensorrt-cu13 cuda-python
-#     pip wheel -w WHEELS tensorrt-rtx-cu13==1.7.1.116 cuda-python
+#     pip wheel -w WHEELS --extra-index-url https://pypi.nvidia.com ".[tensorrt]"
+#     pip wheel -w WHEELS ".[tensorrt-rtx]"
 #
 # Needed there: a driver for CUDA 13, Python with venv, and a C compiler for torch.compile. PYTHON names the Python.
 # The exit code is 1 if any part failed; why is in the file.
@@ -33,12 +33,12 @@ if [[ $wheels != - ]]; then
     trap 'rm -rf "$work"' EXIT
     "$python" -m venv "$work"
     python=$work/bin/python
-    packages=("onnxplain[cuda,demo]" torch torchvision)
-    for package in tensorrt_cu13 tensorrt_rtx_cu13 cuda_python; do
-        if compgen -G "$wheels/$package-*" >/dev/null; then packages+=("$package"); fi
-    done
+    extras=cuda,demo
+    if compgen -G "$wheels/tensorrt_cu13-*" >/dev/null; then extras+=,tensorrt; fi
+    if compgen -G "$wheels/tensorrt_rtx_cu13-*" >/dev/null; then extras+=,tensorrt-rtx; fi
     # of these packages only, whatever this machine's pip is told
-    PIP_CONFIG_FILE=/dev/null "$python" -m pip --isolated install --quiet --no-index --find-links "$wheels" "${packages[@]}"
+    PIP_CONFIG_FILE=/dev/null "$python" -m pip --isolated install --quiet --no-index --find-links "$wheels" \
+        "onnxplain[$extras]" torch torchvision
 fi
 cd "$(dirname "$0")/.."
 "$python" -m bench.gpu -o "$out" "$@"
