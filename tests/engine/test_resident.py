@@ -169,10 +169,11 @@ def test_methods_side_by_side() -> None:
             assert sum(outcome.rows[role] for outcome in outcomes) == usage.rows[role]
 
 
-def test_bounds_that_differ_never_share_a_convoy() -> None:
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 0, 1)])
+def test_bounds_that_differ_never_share_a_convoy(order: tuple[int, ...]) -> None:
     """One pair of bounds is on the device at a time; walks without any go with every other."""
     some = [walks.plain(steps=3, low=np.zeros(6), high=np.full(6, top)) for top in (0.5, 0.7)] + [walks.plain(steps=3)]
-    requests = [some[i % 3] for i in range(9)]
+    requests = [some[order[i % 3]] for i in range(9)]
     usage = Usage()
     got = in_order(drive(map(walks.asks, requests), bound.model_of(walks.TOY, batch_size=12), usage=usage))
     for walk, there in zip(requests, got, strict=True):
@@ -350,7 +351,7 @@ def test_out_of_memory_loses_nothing(what: type, most: int, after: int) -> None:
 
     model = bound.joined(forward, FunctionExecutor(fn, backward.inputs, backward.outputs))
     requests: list[Any] = [walks.drawn(seed) for seed in range(12)]
-    requests += [walks.line(seed, validity, points=30) for seed, validity in enumerate([None, *Validity])]
+    requests += [walks.line(seed, validity, points=30) for seed, validity in enumerate([*Validity, None])]
     requests = [request for request in requests if isinstance(request, what)]
     usage = Usage()
     answers = in_order(drive(map(walks.asks, requests), model, usage=usage))
