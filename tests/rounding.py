@@ -1,0 +1,40 @@
+"""Half precision as hardware has it, on runtimes without it: float32 kernels, each of whose outputs is rounded.
+
+ONNX Runtime's CPU runs float16 nodes in float32 and rounds only what leaves a chain of them, and it has few kernels
+for bfloat16. The twin says the roundings: Cast there and back behind each node.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+FLOAT, HALVES = TensorProto.FLOAT, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model of float32 that gives what one with values of half precision gives, if products add up in float32."""
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    graph = out.graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    for tensor in graph.initializer:
+        types[tensor.name] = tensor.data_type
+        if tensor.data_type in HALVES:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
+    nodes = []
+    for original in model.graph.node:
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
+        halves = [name for name in node.output if types.get(name) in HALVES]
+        node.output[:] = [f"{name}/exact" if name in halves else name for name in node.output]
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in HALVES:
+                attribute.i = FLOAT
+        nodes.append(node)
+        for name in halves:
+            nodes.append(helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=types[name]))
+            nodes.append(helper.make_node("Cast", [f"{name}/half"], [name], to=FLOAT))
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    return out
