@@ -17,7 +17,6 @@ from pathlib import Path
 import click
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -42,7 +41,7 @@ def images(model: Path, size: tuple[int, int], photos: list[Path]) -> tuple[Prep
     spec = (
         PreprocessSpec.from_json_file(sidecar)
         if sidecar.is_file()
-        else PreprocessSpec(size=dict(zip(("height", "width"), size)), image_mean=MEAN, image_std=STD)
+        else PreprocessSpec(size=size, image_mean=MEAN, image_std=STD)
     )
     return spec, np.stack([to_input(load_image(photo, spec)) for photo in photos]).astype(np.float32)
 

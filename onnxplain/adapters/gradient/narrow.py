@@ -1,7 +1,7 @@
 """Which nodes of a float32 graph may compute in half precision, and which stay as they are.
 
-Products of matrices and convolutions are narrow: hardware adds their terms up in float32. What reduces, divides or takes
-powers is wide. All else goes with its neighbours, so that few casts are needed.
+Products of matrices and convolutions are narrow: hardware adds their terms up in float32. What reduces, divides or
+takes powers is wide. All else goes with its neighbours, so that few casts are needed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ MOVING = frozenset(
 )  # fmt: skip
 # A constant of these is a bound: rounded, it would be another one than that which a mask compares with.
 BOUNDED = frozenset(("Clip", "Max", "Min")) | COMPARING
-SUMS = frozenset(("Add", "Sub", "Sum"))
 LARGEST = np.finfo(np.float32).max
-LONG = 8  # terms of a sum, from which on it is wide
 
 
 def narrow_nodes(graph: ir.Graph, half: ir.DataType, wide: Set[ir.Node]) -> set[ir.Node]:
@@ -53,26 +51,33 @@ def narrow_nodes(graph: ir.Graph, half: ir.DataType, wide: Set[ir.Node]) -> set[
     opset = graph.opset_imports[""]
     outputs = set(graph.outputs)
     main = [node for node in graph if not node.domain and node not in wide and outputs.isdisjoint(node.outputs)]
-    able = {node for node in main if takes(node.op_type, opset, half) and all(fits(node, x, half) for x in floats(node))}
+    able = {
+        node for node in main if takes(node.op_type, opset, half) and all(fits(node, x, half) for x in floats(node))
+    }
     narrow: set[ir.Node] = set()
-    terms: dict[ir.Value, int] = {}
     for node in main:
-        sources = [x for x in floats(node) if x.const_value is None]
-        count = sum(terms.get(x, 1) for x in sources) if node.op_type in SUMS else 1
-        if node.op_type in MOVING:
-            count = max((terms.get(x, 1) for x in sources), default=1)
-        terms.update(dict.fromkeys(node.outputs, count))
-        goes_along = node.op_type in LIGHT | MOVING | COMPARING and count <= LONG
-        follows = goes_along and all(x.producer() in narrow for x in sources)
-        if node in able and (node.op_type in HEAVY or follows) or exact(node, half):
+        follows = goes_along(node) and all(x.producer() in narrow for x in sources(node))
+        if exact(node, half) or (node in able and (node.op_type in HEAVY or follows)):
             narrow.add(node)
     for node in reversed(main):
         readers = {reader for y in node.outputs for reader, _ in y.uses()}
-        if node in narrow and (node.op_type in LIGHT or exact(node, half)) and readers.isdisjoint(narrow):
+        moved = node.op_type in MOVING and bool(sources(node))
+        if node in narrow and not (node.op_type in HEAVY | COMPARING or moved) and readers.isdisjoint(narrow):
             narrow.remove(node)
-        elif node in able and node.op_type in MOVING and readers and readers <= narrow:
+        elif node in able and moved and readers and readers <= narrow:
             narrow.add(node)
     return narrow
+
+
+def goes_along(node: ir.Node) -> bool:
+    """Whether a node is of the kind of those around it. Divided by a constant, it is as good as multiplied."""
+    divides = node.op_type == "Div" and node.inputs[1] is not None and node.inputs[1].const_value is not None
+    return divides or node.op_type in LIGHT | MOVING | COMPARING
+
+
+def sources(node: ir.Node) -> list[ir.Value]:
+    """The inputs of float32 that are no constants."""
+    return [x for x in floats(node) if x.const_value is None]
 
 
 def floats(node: ir.Node) -> list[ir.Value]:
@@ -101,18 +106,21 @@ def takes(op_type: str, opset: int, dtype: ir.DataType) -> bool:
     return f"tensor({name})" in legal and all(limit is None or name in limit for limit in limits)
 
 
-def fits(node: ir.Node, x: ir.Value, half: ir.DataType) -> bool:
-    """Whether an input of a node is no constant, or one that half precision can hold."""
-    if x.const_value is None:
-        return True
-    array = x.const_value.numpy()
-    if array.size == 0:
-        return True
+def fits(node: ir.Node, half: ir.DataType) -> bool:
+    """Whether half precision can hold the constants of a node, and its attributes."""
+    numbers = [a.as_float() for a in node.attributes.values() if a.type == ir.AttributeType.FLOAT]
+    constants = [x.const_value.numpy() for x in floats(node) if x.const_value is not None]
+    return all(abs(number) <= float(half.max) for number in numbers) and all(
+        survives(array, half, exactly=node.op_type in BOUNDED) for array in constants
+    )
+
+
+def survives(array: Array, half: ir.DataType, *, exactly: bool) -> bool:
+    """Whether nothing of a constant overflows, and its largest element is a normal number, with all digits."""
     narrow = rounded(array, half).astype(np.float32)
-    if node.op_type in BOUNDED:
+    if exactly or not array.any():
         return bool(((narrow == array) | (np.abs(array) == LARGEST)).all())
-    largest = float(np.abs(narrow).max())
-    return bool(np.isfinite(narrow).all()) and (largest >= float(half.tiny) or not array.any())
+    return bool(float(half.tiny) <= np.abs(narrow).max() <= float(half.max))
 
 
 def rounded(array: Array, half: ir.DataType) -> Array:
@@ -137,7 +145,7 @@ def ancestors(values: Iterable[ir.Value]) -> set[ir.Node]:
     return found
 
 
-def descendants(value: ir.Value, until: ir.Value | None) -> set[ir.Node]:
+def descendants(value: ir.Value, until: ir.Value | None = None) -> set[ir.Node]:
     """The nodes that depend on a value, but for those that do so through another only."""
     found: set[ir.Node] = set()
     waiting = [value]

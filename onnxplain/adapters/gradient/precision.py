@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Set
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,10 +24,10 @@ from onnxplain.adapters.gradient.classifier import NOTES_KEY, OUTPUTS
 from onnxplain.adapters.gradient.differentiate import as_message, finish
 from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr, op
 from onnxplain.adapters.gradient.facts import SMALL
-from onnxplain.adapters.gradient.narrow import HEAVY, ancestors, descendants, floats, narrow_nodes, rounded
+from onnxplain.adapters.gradient.narrow import HEAVY, ancestors, descendants, narrow_nodes, rounded
 from onnxplain.adapters.gradient.objective import COTANGENT
 from onnxplain.adapters.gradient.prepare import infer_shapes, raised
-from onnxplain.adapters.gradient.rules.mask import SCALE
+from onnxplain.adapters.gradient.rules.mask import SCALE, as_number
 from onnxplain.adapters.gradient.rules.norm import per_channel
 from onnxplain.adapters.gradient.sweep import label
 from onnxplain.engine.drive import REFERENCE, TARGET
@@ -43,7 +42,9 @@ HALVES: Mapping[Precision, ir.DataType] = {
     Precision.BF16: ir.DataType.BFLOAT16,
 }
 BFLOAT16_OPSET = 22  # the first in which convolutions and pools may be of bfloat16
-PEAK = 2.0**8  # of the scaled cotangent of the logits
+# Of the scaled cotangent of the logits. Relative to it, inner cotangents of trained classifiers are 2^-16 to 2^-5 in
+# the middle, and up to 2^3: so they lie in the middle of the normal numbers of float16, 2^-14 to 2^16.
+PEAK = 2.0**8
 
 
 def in_precision(model: Model, precision: Precision, *, folder: str | os.PathLike[str] | None = None) -> Model:
@@ -62,11 +63,11 @@ def in_precision(model: Model, precision: Precision, *, folder: str | os.PathLik
         raise UsageError(f"the model computes in {have}, not in {precision}; next: convert the float32 one")
     if have is not None or precision not in HALVES:
         return model
-    if isinstance(model, ir.Model):
-        return converted(model.clone(), precision)
-    ours = ir.from_proto(model)
-    ir.external_data.set_base_dir(ours.graph, Path(folder or ""))
-    return as_message(converted(ours, precision))
+    if isinstance(model, onnx.ModelProto):
+        ours = ir.from_proto(model)
+        ir.external_data.set_base_dir(ours.graph, Path(folder or ""))
+        return as_message(converted(ours, precision))
+    return converted(model.clone(), precision)
 
 
 def properties(model: onnx.ModelProto | ir.Model) -> Mapping[str, str]:
@@ -76,14 +77,14 @@ def properties(model: onnx.ModelProto | ir.Model) -> Mapping[str, str]:
 
 
 def converted(model: ir.Model, precision: Precision) -> ir.Model:
-    """The model, which is ours to change, with all that can be in half precision."""
+    """The model, which is ours to change, with all in half precision that can be."""
     half = HALVES[precision]
     if any(x.name == REFERENCE for x in model.graph.inputs):
         raise UsageError(
             f"precision {precision}: multipliers divide by differences of activations, for which it has too few "
             "digits; next: use fp32"
         )
-    if half is ir.DataType.BFLOAT16 and model.graph.opset_imports[""] < BFLOAT16_OPSET:
+    if half == ir.DataType.BFLOAT16 and model.graph.opset_imports[""] < BFLOAT16_OPSET:
         model = raised(model, BFLOAT16_OPSET)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     model = infer_shapes(model)
@@ -95,17 +96,17 @@ def converted(model: ir.Model, precision: Precision) -> ir.Model:
     emit = Emit(graph)
     masks_as_comparisons(emit)
     norms_as_factors(emit)
-    objective = {node for x in targets for node in descendants(x, cotangent)}
-    if cotangent is not None and half is ir.DataType.FLOAT16:
+    wide = {node for x in targets for node in descendants(x, until=cotangent)}
+    wide |= ancestors(y for y in graph.outputs if y.name == OUTPUTS[0])
+    if cotangent is not None and half == ir.DataType.FLOAT16:
         scale(emit, cotangent)
     passes.TopologicalSortPass()(model)
-    logits = ancestors(y for y in graph.outputs if y.name == OUTPUTS[0])
-    narrow = narrow_nodes(graph, half, objective | logits)
-    left = [node for node in graph if node.op_type in HEAVY and node not in narrow | objective | logits]
-    if left:
+    narrow = narrow_nodes(graph, half, wide)
+    products = [node for node in graph if node.op_type in HEAVY and node not in narrow | wide]
+    if products:
         notes = json.loads(model.metadata_props.get(NOTES_KEY, "[]"))
-        what = f"an operator, or a constant, that {precision} or a runtime lacks"
-        notes.append(f"float32 stays in {len(left)} products ({label(left[0])} is the first) for {what}")
+        which = f"{len(products)} products stay in float32 (the first: {label(products[0])})"
+        notes.append(f"{which}: {precision} cannot hold a constant of theirs, or a runtime lacks the operator in it")
         model.metadata_props[NOTES_KEY] = json.dumps(notes)
     convert(graph, half, narrow)
     model.metadata_props[PRECISION_KEY] = str(precision)
@@ -113,112 +114,123 @@ def converted(model: ir.Model, precision: Precision) -> ir.Model:
 
 
 def masks_as_comparisons(emit: Emit) -> None:
-    """Write masks (see `rules.mask`) as comparisons: their slope, 2^100, is none that float16 has."""
+    """Write masks (see `rules.mask`) as comparisons: their slope, 2^100, is beyond float16.
+
+    A second step, which takes a mask to a mask, is one too many.
+    """
     masks: set[ir.Value] = set()
     for node in [node for node in emit.graph if node.op_type == "HardSigmoid" and not node.domain]:
         alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
-        (x,), (y,) = node.inputs, node.outputs
+        x, y = node.inputs[0], node.outputs[0]
         if abs(alpha) != SCALE or x is None:
             continue
         if x not in masks:
-            x = op("Cast", op("Greater" if alpha > 0 else "Less", Expr(emit, x), -beta / alpha), to=int(y.dtype)).value
+            e, bound = Expr(emit, x), -beta / alpha
+            x = as_number(e > bound if alpha > 0 else e < bound, e).value
             masks.add(x)
         y.replace_all_uses_with(x)
 
 
 def norms_as_factors(emit: Emit) -> None:
-    """Write y = γ (x - μ) / √(σ² + ε) + β of batches as x a + b, whose two constants are rounded and not their parts.
+    """Write y = γ (x - μ) / √(σ² + ε) + β of BatchNormalization as a x + b: a and b are rounded, and not their parts.
 
-    A variance is easily below what float16 can hold.
+    A variance is easily less than float16 can hold.
     """
     for node in [node for node in emit.graph if node.op_type == "BatchNormalization" and not node.domain]:
-        x, *constants = node.inputs
-        if x is None or len(node.outputs) > 1 or any(c is None or c.const_value is None for c in constants):
+        x, y = node.inputs[0], node.outputs[0]
+        known = [c.const_value.numpy() for c in node.inputs[1:] if c is not None and c.const_value is not None]
+        if x is None or len(known) < 4 or len(node.outputs) > 1 or y.is_graph_output():
             continue
-        scale, bias, mean, variance = (c.const_value.numpy().astype(np.float64) for c in constants)
-        factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        gamma, beta, mean, variance = (array.astype(np.float64) for array in known)
+        factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
         e = Expr(emit, x)
-        a, b = (per_channel(emit.constant(v.astype(e.dtype)), e) for v in (factor, bias - mean * factor))
-        node.outputs[0].replace_all_uses_with((e * a + b).value)
+        a, b = (per_channel(emit.constant(c.astype(e.dtype)), e) for c in (factor, beta - mean * factor))
+        y.replace_all_uses_with((e * a + b).value)
 
 
 def scale(emit: Emit, cotangent: ir.Value) -> None:
-    """Give each row of the cotangent c (N, K) of the logits the peak 2^8, and take it back from what comes of it.
+    """Give each row of c (N, K), the cotangent of the logits, the peak 2^8, and take it back from what comes of it.
 
-    c' = c / m · 2^8 and x̄ = x̄' · m / 2^8, with m = max |c| of the row; in float32, which rounds some thousand times
-    finer than the cast to float16 that follows. A row of zeros is divided by the smallest normal number, and stays
-    what it is.
+    c' = c / m · 2^8 and x̄ = x̄' · m / 2^8 with m = max |c| over the row, in float32: that rounds thousands of times
+    finer than the cast to float16 that follows. A row of zeros is divided by the smallest normal number.
     """
-    graph = emit.graph
-    downstream = descendants(cotangent, None)
-    outputs = [y for y in graph.outputs if y.producer() in downstream]
+    graph, c = emit.graph, Expr(emit, cotangent)
+    behind = descendants(cotangent)
     readers = list(cotangent.uses())
-    c = Expr(emit, cotangent)
     largest = op("Max", op("ReduceMax", op("Abs", c), [1], keepdims=1), float(np.finfo(np.float32).tiny))
     scaled = c / largest * PEAK
     for node, index in readers:
         node.replace_input_with(index, scaled.value)
     back = largest * (1 / PEAK)
-    for y in outputs:
-        name, e = str(y.name), Expr(emit, y)
-        y.name = f"{PREFIX}scaled_{name}"
-        whole = e * back.reshape((e.shape[0], *(1,) * (e.rank - 1)))
-        whole.value.name, whole.value.shape = name, y.shape
-        graph.outputs[list(graph.outputs).index(y)] = whole.value
+    for at, y in enumerate(graph.outputs):
+        if y.producer() in behind:
+            name, e = y.name, Expr(emit, y)
+            y.name = f"{PREFIX}scaled_{name}"
+            whole = (e * back.reshape((e.shape[0], *(1,) * (e.rank - 1)))).value
+            whole.name, whole.shape = name, y.shape
+            graph.outputs[at] = whole
 
 
 def convert(graph: ir.Graph, half: ir.DataType, narrow: Set[ir.Node]) -> None:
     """Have these nodes compute in half precision, with casts in between: of each value one at the most."""
-    inputs = [(node, i, x) for node in graph.all_nodes() for i, x in enumerate(node.inputs) if x in set(floats(node))]
+    single = ir.DataType.FLOAT
+    read = [
+        (node, index, x)
+        for node in graph.all_nodes()
+        for index, x in enumerate(node.inputs)
+        if x is not None and x.dtype == single
+    ]
     for node in narrow:
-        if node.op_type == "Cast" and node.inputs[0].dtype == half:
-            continue  # it makes float32 for those who want that; the others read what it reads
         if node.op_type == "Cast":
+            if dtype_of(node.inputs[0]) == half:
+                continue  # who wants float32 reads it, the others what it reads
             node.attributes.add(ir.AttrInt64("to", int(half)))
         for y in node.outputs:
-            if y.dtype == ir.DataType.FLOAT:
+            if y.dtype == single:
                 y.type = ir.TensorType(half)
-    casts = Casts(graph)
-    for node, index, x in inputs:
-        node.replace_input_with(index, casts.of(x, half if node in narrow else ir.DataType.FLOAT))
+    casts: dict[ir.Value, ir.Value] = {}
+    for node, index, x in read:
+        want = half if node in narrow else single
+        if x.dtype != want:
+            if x not in casts:
+                casts[x] = constant_in(graph, x, want) if x.const_value is not None else cast(graph, x, want)
+            node.replace_input_with(index, casts[x])
 
 
-class Casts:
-    """Values of a graph in one type and in another."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-
-    def of(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-        if x.dtype == dtype:
-            return x
-        if (x, dtype) not in self.made:
-            self.made[x, dtype] = self.constant(x, dtype) if x.const_value is not None else self.cast(x, dtype)
-        return self.made[x, dtype]
-
-    def cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-        producer = x.producer()
-        if producer is not None and producer.op_type == "Cast" and producer.inputs[0].dtype == dtype:
-            return producer.inputs[0]
-        name = f"{x.name}/{dtype.name.lower()}"
-        y = ir.Value(name=name, shape=x.shape, type=ir.TensorType(dtype))
-        node = ir.node("Cast", [x], {"to": int(dtype)}, outputs=[y], name=name)
-        if producer is None:
-            self.graph.insert_before(self.graph[0], node)
-        else:
-            self.graph.insert_after(producer, node)
-        return y
-
-    def constant(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-        name = f"{x.name}/{dtype.name.lower()}"
-        make = partial(half_tensor, x.const_value, dtype, name)
-        large = x.const_value.size > SMALL
-        tensor = ir.LazyTensor(make, dtype, x.const_value.shape, name=name) if large else make()
-        y = ir.Value(name=name, shape=x.const_value.shape, type=ir.TensorType(dtype), const_value=tensor)
-        self.graph.register_initializer(y)
-        return y
+def dtype_of(x: ir.Value | None) -> ir.DataType | None:
+    return None if x is None else x.dtype
 
 
-def half_tensor(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
-    return ir.tensor(rounded(tensor.numpy(), dtype), name=name)
+def cast(graph: ir.Graph, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """A value in another type; what a cast has read already, if that is of this type."""
+    producer = x.producer()
+    before = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else None
+    if before is not None and before.dtype == dtype:
+        return before
+    name = name_in(x, dtype)
+    y = ir.Value(name=name, shape=x.shape, type=ir.TensorType(dtype))
+    node = ir.node("Cast", [x], {"to": int(dtype)}, outputs=[y], name=name)
+    if producer is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(producer, node)
+    return y
+
+
+def constant_in(graph: ir.Graph, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """A constant in another type. A large one may lie in a file still: it is rounded when the model is written."""
+    tensor, shape, name = x.const_value, x.shape, name_in(x, dtype)
+    assert tensor is not None
+    assert shape is not None
+
+    def make() -> ir.TensorProtocol:
+        return ir.tensor(rounded(tensor.numpy(), dtype), name=name)
+
+    data = ir.LazyTensor(make, dtype, shape, name=name) if tensor.size > SMALL else make()
+    y = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=data)
+    graph.register_initializer(y)
+    return y
+
+
+def name_in(x: ir.Value, dtype: ir.DataType) -> str:
+    return f"{PREFIX}{dtype.name.lower()}/{x.name}"
