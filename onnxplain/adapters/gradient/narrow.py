@@ -51,13 +51,12 @@ def narrow_nodes(graph: ir.Graph, half: ir.DataType, wide: Set[ir.Node]) -> set[
     opset = graph.opset_imports[""]
     outputs = set(graph.outputs)
     main = [node for node in graph if not node.domain and node not in wide and outputs.isdisjoint(node.outputs)]
-    able = {
-        node for node in main if takes(node.op_type, opset, half) and all(fits(node, x, half) for x in floats(node))
-    }
+    kinds = [node for node in main if node.op_type in HEAVY or goes_along(node)]
+    able = {node for node in kinds if takes(node.op_type, opset, half) and fits(node, half)}
     narrow: set[ir.Node] = set()
     for node in main:
-        follows = goes_along(node) and all(x.producer() in narrow for x in sources(node))
-        if exact(node, half) or (node in able and (node.op_type in HEAVY or follows)):
+        follows = node.op_type in HEAVY or all(x.producer() in narrow for x in sources(node))
+        if exact(node, half) or (node in able and follows):
             narrow.add(node)
     for node in reversed(main):
         readers = {reader for y in node.outputs for reader, _ in y.uses()}
