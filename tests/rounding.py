@@ -1,4 +1,4 @@
-"""Half precision as hardware has it, on runtimes without it: float32 kernels, each of whose outputs is rounded.
+"""Models of half precision; and as hardware runs them, where there is none: in float32, each output being rounded.
 
 ONNX Runtime's CPU runs float16 nodes in float32 and rounds only what leaves a chain of them, and it has few kernels
 for bfloat16. The twin says the roundings: Cast there and back behind each node.
@@ -37,4 +37,24 @@ def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(helper.make_node("Cast", [f"{name}/half"], [name], to=FLOAT))
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
+    return out
+
+
+def in_dtype(proto: onnx.ModelProto, kind: int) -> onnx.ModelProto:
+    """The same graph with every float32 tensor in another precision. (bfloat16 convolutions came with opset 22.)"""
+    out = onnx.version_converter.convert_version(proto, 22)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    constants = [a.t for node in out.graph.node for a in node.attribute if a.name == "value"]
+    for tensor in (*out.graph.initializer, *constants):
+        if tensor.data_type == TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor).astype(dtype)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for value in (*out.graph.input, *out.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = kind
+    for node in out.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = kind
+    del out.graph.value_info[:]
     return out

@@ -27,6 +27,7 @@ from onnxplain.adapters.gradient.facts import SMALL
 from onnxplain.adapters.gradient.narrow import HEAVY, ancestors, descendants, narrow_nodes, rounded
 from onnxplain.adapters.gradient.objective import COTANGENT
 from onnxplain.adapters.gradient.prepare import infer_shapes, raised
+from onnxplain.adapters.gradient.read import from_message, refusing
 from onnxplain.adapters.gradient.rules.mask import SCALE, as_number
 from onnxplain.adapters.gradient.rules.norm import per_channel
 from onnxplain.adapters.gradient.sweep import label
@@ -54,6 +55,7 @@ def in_precision(model: Model, precision: Precision, *, folder: str | os.PathLik
     model that has the precision already. Weights may lie in files: those of a message in `folder`.
 
     Raises:
+        InvalidModel: the model cannot be read.
         UsageError: the model has another precision already; it has multipliers; it was not made by this version; or
             its weights do not fit into a message, in half precision neither.
     """
@@ -64,8 +66,10 @@ def in_precision(model: Model, precision: Precision, *, folder: str | os.PathLik
     if have is not None or precision not in HALVES:
         return model
     if isinstance(model, onnx.ModelProto):
-        ours = ir.from_proto(model)
-        ir.external_data.set_base_dir(ours.graph, Path(folder or ""))
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        with refusing("the model"):
+            ours = from_message(copy, Path(folder or ""), "the model")
         return as_message(converted(ours, precision))
     return converted(model.clone(), precision)
 
