@@ -2,11 +2,12 @@
 
     python bench/precision.py MODEL.onnx ... [--photos FOLDER]
 
-Cosine of the gradients and largest difference over the largest float32 gradient, the worst of the images, for the
-highest logit and for its probability. Beside them, as a yardstick, the cosine of the float32 gradient with itself at
-the image rounded to 11 bits, float16's, and to 8, bfloat16's: where Relu and max pools switch, that is what can be had.
-Every half-precision value is rounded as a device rounds it (see tests/rounding.py); nothing is timed. Photos are
-prepared as the preprocessing beside a model says, else as ImageNet classifiers usually want them.
+For the highest logit and for its probability: the largest difference of the logits, relative to the largest of them;
+the cosine of the gradient with that in float32; and with a float32 way back from the same half-precision activations,
+to which no Relu or max pool lies otherwise. Then a yardstick: the cosine of the float32 gradient with itself at the
+image rounded to the type. Of several images the worst counts. All values are rounded as a device rounds them (see
+tests/rounding.py). Nothing is timed. Photos are prepared as the preprocessing beside a model says, else as classifiers
+of ImageNet usually want them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import onnx
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from rounding import rounding_twin  # noqa: E402
+from rounding import rounding_twin, way_back_in_float32  # noqa: E402
 
 from onnxplain.adapters.gradient.classifier import gradient_model  # noqa: E402
 from onnxplain.adapters.gradient.precision import HALVES, in_precision  # noqa: E402
 from onnxplain.engine.drive import OBJECTIVE, TARGET  # noqa: E402
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor  # noqa: E402
+from onnxplain.engine.executors.setup import Precision  # noqa: E402
 from onnxplain.engine.requests import Kind  # noqa: E402
 from onnxplain.files import find_photos  # noqa: E402
 from onnxplain.models.preprocess import PreprocessSpec, load_image, to_input  # noqa: E402
@@ -36,21 +38,26 @@ PHOTOS = ROOT.parent / "shared/data/imagenet/images/nips17_100"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def images(model: Path, size: tuple[int, int], photos: list[Path]) -> tuple[PreprocessSpec, Array]:
+def images(model: Path, photos: list[Path]) -> tuple[PreprocessSpec, Array]:
+    """Photos as the gradient model of a classifier takes them, with the preprocessing."""
     sidecar = model.with_suffix(".preprocessor_config.json")
-    spec = (
-        PreprocessSpec.from_json_file(sidecar)
-        if sidecar.is_file()
-        else PreprocessSpec(size=size, image_mean=MEAN, image_std=STD)
-    )
+    if sidecar.is_file():
+        spec = PreprocessSpec.from_json_file(sidecar)
+    else:
+        shape = onnx.load(model, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
+        height, width = [d.dim_value for d in shape if d.dim_value > 4]
+        spec = PreprocessSpec(size=(height, width), image_mean=MEAN, image_std=STD)
     return spec, np.stack([to_input(load_image(photo, spec)) for photo in photos]).astype(np.float32)
 
 
-def compare(mine: Array, theirs: Array) -> tuple[float, float]:
-    """The worst cosine and the worst relative difference of two batches of gradients."""
+def cosine(mine: Array, theirs: Array) -> float:
+    """The worst cosine of two batches of gradients."""
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (mine, theirs))
-    cosine = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    return float(cosine.min()), float((np.abs(a - b).max(1) / np.abs(b).max(1)).max())
+    return float(((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))).min())
+
+
+def rounded(made: onnx.ModelProto, precision: Precision) -> OnnxRuntimeExecutor:
+    return OnnxRuntimeExecutor(rounding_twin(in_precision(made, precision)), threads=1)
 
 
 @click.command()
@@ -59,35 +66,35 @@ def compare(mine: Array, theirs: Array) -> tuple[float, float]:
 @click.option("--count", default=2, show_default=True, help="Photos.")
 def main(models: tuple[Path, ...], photos: Path, count: int) -> None:
     files = find_photos([photos])[0][:count]
-    click.echo("| model | precision | objective | logits | cosine | largest difference | cosine, rounded image |")
+    click.echo("| model | precision | objective | logits | cosine | with a float32 way back | image rounded |")
     click.echo("|---|---|---|---|---|---|---|")
     for path in models:
-        plain = onnx.load(path, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
-        sizes = [d.dim_value for d in plain][1:]
-        size = tuple(sizes[1:] if sizes[0] in (1, 3) else sizes[:2])
-        spec, x = images(path, size, files)
+        spec, x = images(path, files)
         made = gradient_model(path, preprocess=spec)
         image = made.graph.input[0].name
         with OnnxRuntimeExecutor(made, threads=1) as single:
             x = x if single.inputs[image].shape[1] in (1, 3) else x.transpose(0, 2, 3, 1)
-            classes = single.outputs["logits"].shape[1]
-            feeds = {image: x, TARGET: np.zeros((len(x), classes), np.float32), OBJECTIVE: np.zeros(len(x), np.int64)}
-            best = single(feeds)["logits"].argmax(1)
-            feeds[TARGET][range(len(x)), best] = 1
-            kinds = (Kind.LOGIT, Kind.PROB)
-            wanted = [single(feeds | {OBJECTIVE: np.full(len(x), kind, np.int64)}) for kind in kinds]
+            targets = np.zeros((len(x), single.outputs["logits"].shape[1]), np.float32)
+            feeds = {image: x, TARGET: targets, OBJECTIVE: np.zeros(len(x), np.int64)}
+            targets[range(len(x)), single(feeds)["logits"].argmax(1)] = 1
             for precision, half in HALVES.items():
-                near = single(feeds | {image: x.astype(half.numpy()).astype(np.float32)})["gradient"]
-                yardstick, _ = compare(near, wanted[0]["gradient"])
-                with OnnxRuntimeExecutor(rounding_twin(in_precision(made, precision)), threads=1) as narrow:
-                    for kind, want in zip(kinds, wanted, strict=True):
-                        got = narrow(feeds | {OBJECTIVE: np.full(len(x), kind, np.int64)})
-                        cosine, difference = compare(got["gradient"], want["gradient"])
-                        logits = np.abs(got["logits"] - want["logits"]).max() / np.abs(want["logits"]).max()
-                        click.echo(
-                            f"| {path.stem} | {precision} | {kind.name.lower()} | {logits:.1e} | {cosine:.6f} "
-                            f"| {difference:.1e} | {yardstick:.6f} |"
-                        )
+                near = feeds | {image: x.astype(half.numpy()).astype(np.float32)}
+                narrow = rounded(made, precision)
+                with way_back_in_float32():
+                    forward_only = rounded(made, precision)
+                for kind in (Kind.LOGIT, Kind.PROB):
+                    code = {OBJECTIVE: np.full(len(x), kind, np.int64)}
+                    want, got = single(feeds | code), narrow(feeds | code)
+                    same = cosine(got["gradient"], forward_only(feeds | code)["gradient"])
+                    near_by = cosine(single(near | code)["gradient"], want["gradient"])
+                    logits = np.abs(got["logits"] - want["logits"]).max() / np.abs(want["logits"]).max()
+                    own = cosine(got["gradient"], want["gradient"])
+                    click.echo(
+                        f"| {path.stem} | {precision} | {kind.name.lower()} | {logits:.1e} | {own:.6f} | {same:.7f} "
+                        f"| {near_by:.6f} |"
+                    )
+                narrow.close()
+                forward_only.close()
 
 
 if __name__ == "__main__":

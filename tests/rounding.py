@@ -6,8 +6,16 @@ for bfloat16. The twin says the roundings: Cast there and back behind each node.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
+
+from onnxplain.adapters.gradient import precision
+from onnxplain.adapters.gradient.narrow import descendants
+from onnxplain.adapters.gradient.objective import COTANGENT
 
 FLOAT, HALVES = TensorProto.FLOAT, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -38,6 +46,22 @@ def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     return out
+
+
+@contextmanager
+def way_back_in_float32() -> Iterator[None]:
+    """Inside, `in_precision` changes the forward half only: from the same activations, the gradient without kinks."""
+    choose = precision.narrow_nodes
+
+    def forward_only(graph: ir.Graph, half: ir.DataType, wide: Set[ir.Node]) -> set[ir.Node]:
+        (c,) = (y for node in graph for y in node.outputs if y.name == COTANGENT)
+        return choose(graph, half, wide) - descendants(c)
+
+    precision.narrow_nodes = forward_only
+    try:
+        yield
+    finally:
+        precision.narrow_nodes = choose
 
 
 def in_dtype(proto: onnx.ModelProto, kind: int) -> onnx.ModelProto:

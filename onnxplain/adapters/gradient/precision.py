@@ -29,7 +29,6 @@ from onnxplain.adapters.gradient.objective import COTANGENT
 from onnxplain.adapters.gradient.prepare import infer_shapes, raised
 from onnxplain.adapters.gradient.read import from_message, refusing
 from onnxplain.adapters.gradient.rules.mask import SCALE, as_number
-from onnxplain.adapters.gradient.rules.norm import per_channel
 from onnxplain.adapters.gradient.sweep import label
 from onnxplain.engine.drive import REFERENCE, TARGET
 from onnxplain.engine.executors.setup import Precision
@@ -99,7 +98,6 @@ def converted(model: ir.Model, precision: Precision) -> ir.Model:
         raise UsageError("the gradient model is of another version of onnxplain; next: export the classifier again")
     emit = Emit(graph)
     masks_as_comparisons(emit)
-    norms_as_factors(emit)
     wide = {node for x in targets for node in descendants(x, until=cotangent)}
     wide |= ancestors(y for y in graph.outputs if y.name == OUTPUTS[0])
     if cotangent is not None and half == ir.DataType.FLOAT16:
@@ -133,23 +131,6 @@ def masks_as_comparisons(emit: Emit) -> None:
             x = as_number(e > bound if alpha > 0 else e < bound, e).value
             masks.add(x)
         y.replace_all_uses_with(x)
-
-
-def norms_as_factors(emit: Emit) -> None:
-    """Write y = γ (x - μ) / √(σ² + ε) + β of BatchNormalization as a x + b: a and b are rounded, and not their parts.
-
-    A variance is easily less than float16 can hold.
-    """
-    for node in [node for node in emit.graph if node.op_type == "BatchNormalization" and not node.domain]:
-        x, y = node.inputs[0], node.outputs[0]
-        known = [c.const_value.numpy() for c in node.inputs[1:] if c is not None and c.const_value is not None]
-        if x is None or len(known) < 4 or len(node.outputs) > 1 or y.is_graph_output():
-            continue
-        gamma, beta, mean, variance = (array.astype(np.float64) for array in known)
-        factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-        e = Expr(emit, x)
-        a, b = (per_channel(emit.constant(c.astype(e.dtype)), e) for c in (factor, beta - mean * factor))
-        y.replace_all_uses_with((e * a + b).value)
 
 
 def scale(emit: Emit, cotangent: ir.Value) -> None:
