@@ -98,6 +98,7 @@ def converted(model: ir.Model, precision: Precision) -> ir.Model:
         raise UsageError("the gradient model is of another version of onnxplain; next: export the classifier again")
     emit = Emit(graph)
     masks_as_comparisons(emit)
+    passes.RemoveUnusedNodesPass()(model)
     wide = {node for x in targets for node in descendants(x, until=cotangent)}
     wide |= ancestors(y for y in graph.outputs if y.name == OUTPUTS[0])
     if cotangent is not None and half == ir.DataType.FLOAT16:
@@ -106,10 +107,10 @@ def converted(model: ir.Model, precision: Precision) -> ir.Model:
     narrow = narrow_nodes(graph, half, wide)
     products = [node for node in graph if node.op_type in HEAVY and node not in narrow | wide]
     if products:
-        notes = json.loads(model.metadata_props.get(NOTES_KEY, "[]"))
         which = f"{len(products)} products stay in float32 (the first: {label(products[0])})"
-        notes.append(f"{which}: {precision} cannot hold a constant of theirs, or a runtime lacks the operator in it")
-        model.metadata_props[NOTES_KEY] = json.dumps(notes)
+        note = f"{which}: {precision} cannot hold a constant of theirs, or a runtime lacks the operator in it"
+        with refusing("the model"):
+            model.metadata_props[NOTES_KEY] = json.dumps([*json.loads(model.metadata_props.get(NOTES_KEY, "[]")), note])
     convert(graph, half, narrow)
     model.metadata_props[PRECISION_KEY] = str(precision)
     return finish(model)
