@@ -3,11 +3,11 @@
     python bench/precision.py MODEL.onnx ... [--photos FOLDER]
 
 For the highest logit and for its probability: the largest difference of the logits, relative to the largest of them;
-the cosine of the gradient with that in float32; and with a float32 way back from the same half-precision activations,
-to which no Relu or max pool lies otherwise. Then a yardstick: the cosine of the float32 gradient with itself at the
-image rounded to the type. Of several images the worst counts. All values are rounded as a device rounds them (see
-tests/rounding.py). Nothing is timed. Photos are prepared as the preprocessing beside a model says, else as classifiers
-of ImageNet usually want them.
+the relative error |a - b| / |b| of the gradient to that in float32, and their cosine; the cosine with a float32 way
+back from the same half-precision activations, where every Relu and max pool is on the same side of its kink. Then a
+yardstick: the cosine of the float32 gradient with itself at the image rounded to the type. Of several images the worst
+counts. All values are rounded as a device rounds them (see tests/rounding.py). Nothing is timed. Photos are prepared as
+the preprocessing beside a model says, else as classifiers of ImageNet usually want them.
 """
 
 from __future__ import annotations
@@ -52,8 +52,18 @@ def images(model: Path, photos: list[Path]) -> tuple[PreprocessSpec, Array]:
 
 def cosine(mine: Array, theirs: Array) -> float:
     """The worst cosine of two batches of gradients."""
-    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (mine, theirs))
+    a, b = flat(mine), flat(theirs)
     return float(((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))).min())
+
+
+def error(mine: Array, theirs: Array) -> float:
+    """The worst relative error of a batch of gradients."""
+    a, b = flat(mine), flat(theirs)
+    return float((np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1)).max())
+
+
+def flat(x: Array) -> Array:
+    return x.reshape(len(x), -1).astype(np.float64)
 
 
 def rounded(made: onnx.ModelProto, precision: Precision) -> OnnxRuntimeExecutor:
@@ -66,8 +76,10 @@ def rounded(made: onnx.ModelProto, precision: Precision) -> OnnxRuntimeExecutor:
 @click.option("--count", default=2, show_default=True, help="Photos.")
 def main(models: tuple[Path, ...], photos: Path, count: int) -> None:
     files = find_photos([photos])[0][:count]
-    click.echo("| model | precision | objective | logits | cosine | with a float32 way back | image rounded |")
-    click.echo("|---|---|---|---|---|---|---|")
+    click.echo(
+        "| model | precision | objective | logits | gradient | cosine | with a float32 way back | image rounded |"
+    )
+    click.echo("|---|---|---|---|---|---|---|---|")
     for path in models:
         spec, x = images(path, files)
         made = gradient_model(path, preprocess=spec)
@@ -88,10 +100,10 @@ def main(models: tuple[Path, ...], photos: Path, count: int) -> None:
                     same = cosine(got["gradient"], forward_only(feeds | code)["gradient"])
                     near_by = cosine(single(near | code)["gradient"], want["gradient"])
                     logits = np.abs(got["logits"] - want["logits"]).max() / np.abs(want["logits"]).max()
-                    own = cosine(got["gradient"], want["gradient"])
+                    off, own = (measure(got["gradient"], want["gradient"]) for measure in (error, cosine))
                     click.echo(
-                        f"| {path.stem} | {precision} | {kind.name.lower()} | {logits:.1e} | {own:.6f} | {same:.7f} "
-                        f"| {near_by:.6f} |"
+                        f"| {path.stem} | {precision} | {kind.name.lower()} | {logits:.1e} | {off:.1e} | {own:.6f} "
+                        f"| {same:.7f} | {near_by:.6f} |"
                     )
                 narrow.close()
                 forward_only.close()

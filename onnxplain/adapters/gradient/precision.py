@@ -42,8 +42,8 @@ HALVES: Mapping[Precision, ir.DataType] = {
     Precision.BF16: ir.DataType.BFLOAT16,
 }
 BFLOAT16_OPSET = 22  # the first in which convolutions and pools may be of bfloat16
-# Of the scaled cotangent of the logits. Relative to it, inner cotangents of trained classifiers are 2^-16 to 2^-5 in
-# the middle, and up to 2^3: so they lie in the middle of the normal numbers of float16, 2^-14 to 2^16.
+# Of the scaled cotangent of the logits. Relative to it, inner cotangents of trained classifiers are 2^-15 to 2^-5 in
+# the middle, and up to 2^3: so they lie amid the normal numbers of float16, 2^-14 to 2^16.
 PEAK = 2.0**8
 
 
@@ -61,7 +61,9 @@ def in_precision(model: Model, precision: Precision, *, folder: str | os.PathLik
     meta = properties(model)
     have = meta.get(PRECISION_KEY)
     if have is not None and have != precision:
-        raise UsageError(f"the model computes in {have}, not in {precision}; next: convert the float32 one")
+        raise UsageError(
+            f"the model computes in {have}, not in {precision}; next: ask for {have}, or convert the float32 one"
+        )
     if have is not None or precision not in HALVES:
         return model
     if isinstance(model, onnx.ModelProto):

@@ -28,6 +28,7 @@ torch = framework("torch")
 import torch_nets  # noqa: E402
 from torch import nn  # noqa: E402
 
+import onnxplain as ox  # noqa: E402
 from onnxplain.adapters.gradient import narrow, precision  # noqa: E402
 from onnxplain.adapters.gradient.classifier import (  # noqa: E402
     forward_model,
@@ -35,6 +36,7 @@ from onnxplain.adapters.gradient.classifier import (  # noqa: E402
     gradient_model,
     logits_model,
 )
+from onnxplain.adapters.gradient.differentiate import differentiate  # noqa: E402
 from onnxplain.adapters.gradient.objective import COTANGENT  # noqa: E402
 from onnxplain.adapters.gradient.portability import unsupported  # noqa: E402
 from onnxplain.adapters.gradient.precision import HALVES, PRECISION_KEY, in_precision  # noqa: E402
@@ -137,6 +139,14 @@ def test_runtimes_have_all_operators_in_that_type(name: str, wanted: Precision) 
     assert not unsupported(after, "tensorrt")
 
 
+@both
+def test_whatever_rules_emit_can_be_converted(wanted: Precision) -> None:
+    """The gradients of a fifth of the samples, strictly checked by `in_precision` itself."""
+    for sample in SAMPLES[::5]:
+        made = differentiate(sample.model(np.float32, symbolic=sample.free), wrt=[f"x{i}" for i in sample.wanted])
+        assert properties(in_precision(made, wanted))[PRECISION_KEY] == wanted
+
+
 def test_weights_are_halved() -> None:
     before = gradient_model(classifier("vgg"))
     after = in_precision(before, FP16)
@@ -191,6 +201,18 @@ def test_weights_may_lie_in_files(tmp_path: Path) -> None:
     outside = onnx.load(tmp_path / "g.onnx", load_external_data=False)
     after = in_precision(outside, FP16, folder=tmp_path)
     np.testing.assert_array_equal(run(after, feeds())["gradient"], want)
+
+
+def test_a_file_in_half_precision_is_opened_as_any_other(tmp_path: Path) -> None:
+    """Its gradient model and the forward half that is cut out of it."""
+    after = in_precision(gradient_model(classifier("plain")), FP16)
+    onnx.save(after, tmp_path / "g.onnx")
+    x = feeds()["input"]
+    with OnnxRuntimeExecutor(after, threads=1) as executor:
+        want = executor(feeds())
+    with ox.open(tmp_path / "g.onnx", precision="fp16", threads=1) as explainer:
+        np.testing.assert_array_equal(explainer.gradients(x, target=[0, 1]).gradient, want["gradient"])
+        np.testing.assert_array_equal(explainer.logits(x), want["logits"])
 
 
 def test_models_that_have_no_such_form_are_refused() -> None:
