@@ -20,7 +20,7 @@ from onnxplain.adapters.gradient.expr import Emit, Expr
 from onnxplain.adapters.gradient.head import classes, find_logits
 from onnxplain.adapters.gradient.image import as_float, fix_size, fold, image_input
 from onnxplain.adapters.gradient.layers import Layer, Layers
-from onnxplain.adapters.gradient.objective import value_and_cotangent
+from onnxplain.adapters.gradient.objective import COTANGENT, value_and_cotangent
 from onnxplain.adapters.gradient.prepare import blaming, prepare
 from onnxplain.adapters.gradient.read import ModelLike, files_of
 from onnxplain.adapters.gradient.reference import add_reference
@@ -124,13 +124,14 @@ def gradient_graph(
         folded = frozenset(node for node, _ in x.value.uses()) if preprocess is not None else frozenset()
         biases = BiasGradients(inside, skip=folded) if bias_gradients else None
     batch, count = z.shape
-    make_way(graph, {TARGET, OBJECTIVE})
+    make_way(graph, {TARGET, OBJECTIVE, COTANGENT})
     target = ir.Value(name=TARGET, shape=ir.Shape([batch, count]), type=ir.TensorType(ir.DataType.FLOAT))
     kinds = ir.Value(name=OBJECTIVE, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.extend([target, kinds])
     t = Expr(z.emit, target).cast(z.value.dtype or ir.DataType.DOUBLE)
     with blaming(model):
         value, cotangent = value_and_cotangent(z, t, Expr(z.emit, kinds), Head(head))
+        cotangent.value.name = COTANGENT
         wrt = [x.value, *(layer.value for layer in chosen)]
         gradients = gradients_of(ours, z.emit, {z.value: cotangent}, wrt, rules, on_unsupported, biases)
         if x.value not in gradients:

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxplain.adapters.gradient.expr import Expr, op, where
+from onnxplain.adapters.gradient.expr import PREFIX, Expr, op, where
 from onnxplain.engine.requests import Head, Kind
+
+COTANGENT = f"{PREFIX}cotangent"  # the name of v in a gradient model, by which it can be found and scaled
 
 
 def value_and_cotangent(z: Expr, t: Expr, kind: Expr, head: Head) -> tuple[Expr, Expr]:

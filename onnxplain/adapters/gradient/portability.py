@@ -109,8 +109,8 @@ TENSORRT_ROWS = {
     "data: TENSORRT_FLOATS": """
         Acos, Acosh, Asin, Asinh, Atan, Atanh, Attention, AveragePool, BatchNormalization, Ceil, Celu, Clip,
         Conv, ConvTranspose, Cos, Cosh, DequantizeLinear, Dropout, Einsum, Elu, Erf, Exp, Floor, GRU,
-        Gemm, GlobalAveragePool, GlobalLpPool, GlobalMaxPool, GroupNormalization, HardSigmoid, HardSwish,
-        Hardmax, InstanceNormalization, IsInf, LRN, LSTM, LayerNormalization, LeakyRelu, Log, LogSoftmax,
+        Gemm, GlobalAveragePool, GlobalLpPool, GlobalMaxPool, GroupNormalization, HardSigmoid, Hardmax,
+        InstanceNormalization, IsInf, LRN, LSTM, LayerNormalization, LeakyRelu, Log, LogSoftmax,
         LpNormalization, LpPool, MatMul, MaxPool, MeanVarianceNormalization, PRelu, RMSNormalization, RNN,
         RandomNormal, RandomNormalLike, RandomUniform, RandomUniformLike, Reciprocal, Resize, RotaryEmbedding,
         Round, Scan, Selu, Sigmoid, Sin, Sinh, Softmax, Softplus, Softsign, Sqrt, Swish, Tan, Tanh,
@@ -128,7 +128,7 @@ TENSORRT_ROWS = {
         Where
     """,
     "data: TENSORRT_FLOATS bool int32 int64 uint8": "Cast, CastLike",
-    "data: float16 float double": "DeformConv, GridSample, Mish, NonZero, RoiAlign",
+    "data: float16 float double": "DeformConv, GridSample, HardSwish, Mish, NonZero, RoiAlign",  # HardSwish: RTX
     "": "BlackmanWindow, HammingWindow, HannWindow, NonMaxSuppression",
     "data: TENSORRT_FLOATS int32": "TensorScatter",
     "data: float double": "STFT",

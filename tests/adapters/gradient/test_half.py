@@ -8,6 +8,7 @@ import onnx.parser
 import pytest
 from frameworks import framework
 from onnx import TensorProto
+from rounding import in_dtype
 
 torch = framework("torch")
 
@@ -20,26 +21,6 @@ from onnxplain.engine.executors.reference import ReferenceExecutor  # noqa: E402
 
 SHAPE = (3, 16, 16)
 FLOAT16, BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
-
-
-def in_dtype(proto: onnx.ModelProto, kind: int) -> onnx.ModelProto:
-    """The same graph with every float32 tensor in another precision. (bfloat16 convolutions came with opset 22.)"""
-    out = onnx.version_converter.convert_version(proto, 22)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
-    constants = [a.t for node in out.graph.node for a in node.attribute if a.name == "value"]
-    for tensor in (*out.graph.initializer, *constants):
-        if tensor.data_type == TensorProto.FLOAT:
-            values = onnx.numpy_helper.to_array(tensor).astype(dtype)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    for value in (*out.graph.input, *out.graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = kind
-    for node in out.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-                attribute.i = kind
-    del out.graph.value_info[:]
-    return out
 
 
 @pytest.mark.parametrize(
