@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from onnxplain.adapters.export import write_gradient_model
     from onnxplain.adapters.gradient.classifier import gradient_model
     from onnxplain.adapters.gradient.differentiate import Coverage, coverage, differentiate
+    from onnxplain.adapters.gradient.precision import in_precision
     from onnxplain.adapters.gradient.rules.deeplift import DEEPLIFT
     from onnxplain.adapters.gradient.rules.quantize import STRAIGHT_THROUGH
     from onnxplain.adapters.inspection import inspect
@@ -31,6 +32,7 @@ __all__ = [
     "evaluate",
     "explain_photos",
     "gradient_model",
+    "in_precision",
     "inspect",
     "methods",
     "metrics",
@@ -53,6 +55,7 @@ _HOMES = {
     "evaluate": "onnxplain.evaluation",
     "gradient_model": "onnxplain.adapters.gradient.classifier",
     "explain_photos": "onnxplain.files",
+    "in_precision": "onnxplain.adapters.gradient.precision",
     "inspect": "onnxplain.adapters.inspection",
     "open": "onnxplain.explainer",
     "randomised": "onnxplain.adapters.randomise",

@@ -17,6 +17,7 @@ from onnx import ModelProto
 
 from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY, without_layers
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
+from onnxplain.adapters.gradient.precision import in_precision, precision_of
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.gradient.steps import line_step, walk_step
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
@@ -56,7 +57,7 @@ def open(
     model: ModelLike,
     *,
     on: str = "cpu",
-    precision: str = "fp32",
+    precision: str | None = None,
     batch_size: int | Literal["auto"] = 8,
     preprocess: Preprocess = AUTO,
     output: str | None = None,
@@ -79,7 +80,8 @@ def open(
             another provider of ONNX Runtime by its name; "cuda:1" is the second of several. Another one is never taken
             in its place.
         precision: what it is computed in: "fp32"; "tf32", products rounded to 10 bits by a GPU; "fp16" or "bf16",
-            see `adapters.gradient.precision`. Images, logits and gradients are float32 in all of them.
+            see `adapters.gradient.precision`. Images, logits and gradients are float32 in all of them. None: what a
+            gradient model was written in, float32 otherwise.
         batch_size: how many samples go into one call of the runtime. "auto" tries which size is fastest, and remembers
             it. Where the device has no memory for so many, it is halved, and the work goes on.
         preprocess: where a classifier's preprocessing comes from: "auto" looks beside the model and in its metadata
@@ -108,7 +110,7 @@ def open(
     """
     setup = Setup.of(
         on=on,
-        precision=precision,
+        precision=precision or "fp32",
         threads=threads,
         provider_options=provider_options,
         cache=cache,
@@ -116,6 +118,8 @@ def open(
     )
     how: dict[str, Any] = {"head": head, "input_shape": input_shape, "layers": layers, "gradient": gradient}
     made = halves(model, preprocess, output, **how, on_unsupported=on_unsupported)
+    if precision is None:
+        setup = replace(setup, precision=precision_of(made.logits))
     return Explainer(made, setup, batch_size=batch_size, range=range, step_graphs=step_graphs)
 
 
@@ -165,6 +169,10 @@ class Explainer(Closing):
         self.forward = self._model({LOGITS: lambda: self._logits}, LOGITS)
 
     def _start(self, model: ModelProto) -> Executor:
+        """A model of the classifier, in the precision that was asked for."""
+        return self._run(in_precision(model, self.setup.precision, folder=self._halves.folder))
+
+    def _run(self, model: ModelProto) -> Executor:
         if self._closed:
             raise ExecutionError("this explainer is closed; next: open the model again")
         executor = self.setup.start(model, folder=self._halves.folder)
@@ -204,8 +212,8 @@ class Explainer(Closing):
             LAYERS: self._start_layers,
             BIASES: self._start_biases,
             MULTIPLIERS: self._start_multipliers,
-            WALK: lambda: self._start(walk_step(self.forward.image_shape, self.forward.dtype)),
-            LINE: lambda: self._start(line_step(self.forward.image_shape, self.forward.dtype)),
+            WALK: lambda: self._run(walk_step(self.forward.image_shape, self.forward.dtype)),
+            LINE: lambda: self._run(line_step(self.forward.image_shape, self.forward.dtype)),
         }
         return self._model(start, LOGITS if self._halves.gradient is None else GRADIENT)
 

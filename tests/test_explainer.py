@@ -18,6 +18,7 @@ from frameworks import framework
 import onnxplain as ox
 from onnxplain.adapters.gradient.classifier import gradient_model
 from onnxplain.adapters.gradient.registry import DEFAULT
+from onnxplain.engine.executors.setup import Precision
 from onnxplain.engine.methods import CrediblePath, Method, Saliency, forward_only
 from onnxplain.engine.requests import Kind
 from onnxplain.errors import ExecutionError, FeedMismatch, InvalidModel, NonFinite, NotDifferentiable, UsageError
@@ -268,3 +269,21 @@ def test_no_objective_depends_on_the_batch(kind: Kind) -> None:
         for i, x in enumerate(X):
             alone = one.gradients(x[None], target[i : i + 1], kind)
             assert (alone.value, alone.gradient.tobytes()) == (together.value[i], together.gradient[i].tobytes())
+
+
+def test_precision_is_that_of_the_graph_and_is_said() -> None:
+    """What is asked for is what runs; a gradient model that was written in half precision runs in it unasked."""
+    made = gradient_model(tiny.classifier(), preprocess=SPEC)
+    half = ox.in_precision(made, Precision.FP16)
+    with (
+        ox.open(tiny.classifier(), preprocess=SPEC) as wide,
+        ox.open(tiny.classifier(), preprocess=SPEC, precision="fp16") as narrow,
+        ox.open(half) as unasked,
+    ):
+        full, asked, found = (each.gradients(X, target=0).gradient for each in (wide, narrow, unasked))
+        assert [each.provenance["precision"] for each in (wide, narrow, unasked)] == ["fp32", "fp16", "fp16"]
+        np.testing.assert_array_equal(asked, found)
+        assert (asked != full).any()
+        np.testing.assert_allclose(asked, full, atol=0.02 * np.abs(full).max())  # some twenty roundings of 2^-11
+    with pytest.raises(UsageError, match="the model computes in fp16, not in bf16"):
+        ox.open(half, precision="bf16")

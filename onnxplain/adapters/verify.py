@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.head import ACTIVATIONS, find_logits
+from onnxplain.adapters.gradient.precision import in_precision, precision_of
 from onnxplain.adapters.gradient.prepare import prepare
 from onnxplain.adapters.gradient.read import read
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, properties
@@ -57,8 +58,8 @@ def verify_gradient(
     assert made.gradient is not None
     meta = properties(made.gradient)
     with (
-        setup.start(made.logits, folder=made.folder) as logits,
-        setup.start(made.gradient, folder=made.folder) as both,
+        setup.start(in_precision(made.logits, setup.precision, folder=made.folder), folder=made.folder) as logits,
+        setup.start(in_precision(made.gradient, setup.precision, folder=made.folder), folder=made.folder) as both,
     ):
         start = {LOGITS: lambda: logits, GRADIENT: lambda: both}
         model = Model(start, batch_size=setup.batch_size, head=Head(meta[HEAD_KEY]))
@@ -161,7 +162,7 @@ def verify(
     range: tuple[float, float] | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    precision: str = "fp32",
+    precision: str | None = None,
     threads: int = 0,
     provider_options: Mapping[str, str] | None = None,
     cache: str | os.PathLike[str] | None = AUTO,
@@ -183,7 +184,7 @@ def verify(
     """
     setup = Setup.of(
         on=on,
-        precision=precision,
+        precision=precision or "fp32",
         threads=threads,
         provider_options=provider_options,
         cache=cache,
@@ -196,6 +197,8 @@ def verify(
     made = halves(path, preprocess, None if ready else output, **how)
     if made.gradient is None:
         raise UsageError(f"{path} holds multipliers, which are no derivative of its logits; next: give its classifier")
+    if precision is None:
+        setup = replace(setup, precision=precision_of(made.gradient))
     source = classifier if ready else path
     return Verified(
         model=str(path),

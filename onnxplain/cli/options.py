@@ -126,9 +126,8 @@ on = click.option(
 precision = click.option(
     "--precision",
     type=click.Choice(("fp32", "tf32", "fp16", "bf16")),
-    default="fp32",
-    show_default=True,
-    help="What the model is computed in; images, logits and gradients are float32 in all of them.",
+    help="What the model is computed in; images, logits and gradients are float32 in all of them. "
+    "[default: fp32, or what the gradient model was written in]",
 )
 provider_options = click.option(
     "--provider-option",
@@ -212,7 +211,7 @@ def running(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def command(
-        *, on: str, precision: str, batch_size: int | str, threads: int, provider_options: tuple[str, ...],
+        *, on: str, precision: str | None, batch_size: int | str, threads: int, provider_options: tuple[str, ...],
         cache: str | None, **others: Any,
     ) -> Any:  # fmt: skip
         how: dict[str, Any] = {"on": on, "precision": precision, "batch_size": batch_size, "threads": threads}

@@ -47,7 +47,7 @@ BFLOAT16_OPSET = 22  # the first in which convolutions and pools may be of bfloa
 PEAK = 2.0**8
 
 
-def in_precision(model: Model, precision: Precision, *, folder: str | os.PathLike[str] | None = None) -> Model:
+def in_precision(model: Model, precision: str, *, folder: str | os.PathLike[str] | None = None) -> Model:
     """A gradient model, or its forward half, in another precision; of the same kind as what was given.
 
     The inputs and outputs, and their types, are the same. For float32 and TF32 nothing is to be done, and so for a
@@ -55,11 +55,11 @@ def in_precision(model: Model, precision: Precision, *, folder: str | os.PathLik
 
     Raises:
         InvalidModel: the model cannot be read.
-        UsageError: the model has another precision already; it has multipliers; it was not made by this version; or
+        UsageError: there is no such precision; the model has another precision already; it has multipliers; it was not made by this version; or
             its weights do not fit into a message, in half precision neither.
     """
-    meta = properties(model)
-    have = meta.get(PRECISION_KEY)
+    precision = Precision.parse(precision)
+    have = properties(model).get(PRECISION_KEY)
     if have is not None and have != precision:
         raise UsageError(
             f"the model computes in {have}, not in {precision}; next: ask for {have}, or convert the float32 one"
@@ -73,6 +73,11 @@ def in_precision(model: Model, precision: Precision, *, folder: str | os.PathLik
             ours = from_message(copy, Path(folder or ""), "the model")
         return as_message(converted(ours, precision))
     return converted(model.clone(), precision)
+
+
+def precision_of(model: onnx.ModelProto | ir.Model) -> Precision:
+    """What a model was made to compute in; float32 where nothing is said."""
+    return Precision(properties(model).get(PRECISION_KEY, Precision.FP32))
 
 
 def properties(model: onnx.ModelProto | ir.Model) -> Mapping[str, str]:
