@@ -55,8 +55,8 @@ def in_precision(model: Model, precision: str, *, folder: str | os.PathLike[str]
 
     Raises:
         InvalidModel: the model cannot be read.
-        UsageError: there is no such precision; the model has another precision already; it has multipliers; it was not made by this version; or
-            its weights do not fit into a message, in half precision neither.
+        UsageError: there is no such precision; the model has another one already; it has multipliers; it was not made by
+            this version; or its weights do not fit into a message, in half precision neither.
     """
     precision = Precision.parse(precision)
     have = properties(model).get(PRECISION_KEY)
