@@ -74,6 +74,10 @@ def flipped_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr:
     )
 
 
+def blocked(x):
+    return op("AveragePool", x, kernel_shape=[1]*(x.rank-2)) if x.size(1) % 16 == 0 else x
+
+
 def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:
     """Any stride: ConvTranspose. Inputs behind the last window, which no output saw, come from its output padding.
 
@@ -91,7 +95,7 @@ def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:
     if symmetric:
         befores = [window.before for window in along]
         missing = [window.before - after for window, after in zip(along, afters, strict=True)]
-        return op("ConvTranspose", g, kernel, **common, pads=[*befores, *befores], output_padding=missing)
+        return blocked(op("ConvTranspose", g, kernel, **common, pads=[*befores, *befores], output_padding=missing))
     full = op("ConvTranspose", g, kernel, **common)
     for axis, (window, after) in enumerate(zip(along, afters, strict=True), start=2):
         full = full.pad(axis, -window.before, -after)

@@ -163,8 +163,9 @@ def cumulative_product(
 
 @vjp("GlobalAveragePool")
 def global_average_pool(g: Expr, y: Expr, x: Expr) -> Expr:
-    """y = the mean over all spatial axes;  x̄ = ȳ / n."""
-    return g * (1 / math.prod(x.size(a) for a in range(2, x.rank)))
+    """y = the mean over all spatial axes;  x̄ = ȳ / n, as the mean over a window that sees ȳ and n - 1 zeros around it."""
+    sizes = [x.size(a) for a in range(2, x.rank)]
+    return op("AveragePool", g, kernel_shape=sizes, pads=[n - 1 for n in sizes] * 2, count_include_pad=1)
 
 
 @vjp("Softmax")

@@ -37,28 +37,36 @@ class Window:
         """Whether input and output are the same."""
         return (self.kernel, self.stride, self.before, self.count) == (1, 1, 0, self.size)
 
+    def tap(self, x: Expr, axis: int, a: int, border: float = 0.0) -> Expr:
+        """What tap a of each window sees: the inputs  o * stride + a * dilation - before,  and the border outside."""
+        first = a * self.dilation - self.before
+        start, stop = (-((first - end) // self.stride) for end in (0, self.size))  # the windows whose tap is inside
+        start, stop = (min(max(o, 0), self.count) for o in (start, stop))
+        if start >= stop:
+            return x.slice(axis, 0, 1).zeros().pad(axis, 0, self.count - 1) + border  # TODO
+        at = start * self.stride + first
+        inside = x.slice(axis, at, at + (stop - start - 1) * self.stride + 1, self.stride)
+        return inside.pad(axis, start, self.count - stop, border)
+
     def taps(self, x: Expr, axis: int) -> Expr:
         """What each tap of each window sees: in place of the axis one of taps and one of windows."""
-        padded = x.pad(axis, self.before, max(self.reach - self.before - self.size, 0))
-        length = (self.count - 1) * self.stride + 1
         shape = (*x.shape[:axis], 1, self.count, *x.shape[axis + 1 :])
-        starts = [a * self.dilation for a in range(self.kernel)]
-        return concat([padded.slice(axis, a, a + length, self.stride).reshape(shape) for a in starts], axis)
+        return concat([self.tap(x, axis, a).reshape(shape) for a in range(self.kernel)], axis)
 
     def fold(self, parts: Sequence[Expr], axis: int) -> Expr:
         """The adjoint of taking windows: `parts[a]` holds what tap a of each window sends back to its input.
 
         Taps that hit the same residue modulo the stride are shifted and added; the residues are interleaved.
         """
-        rows = -(-self.reach // self.stride)
+        rows = -(-self.size // self.stride)
         residues: list[list[Expr]] = [[] for _ in range(self.stride)]
         for a, part in enumerate(parts):
-            shift, residue = divmod(a * self.dilation, self.stride)
-            residues[residue].append(part.pad(axis, shift, rows - self.count - shift))
-        sums = [add_all(terms) if terms else None for terms in residues]
-        first, *others = [s if s is not None else add_all(residues[0]).zeros() for s in sums]
-        covered = first.interleave(axis, others)
-        return covered.pad(axis, -self.before, self.size + self.before - rows * self.stride)
+            shift, residue = divmod(a * self.dilation - self.before, self.stride)
+            if shift < rows and shift + self.count > 0:
+                residues[residue].append(part.pad(axis, shift, rows - self.count - shift))
+        some = next(terms for terms in residues if terms)[0]
+        first, *others = [add_all(terms) if terms else some.zeros() for terms in residues]
+        return first.interleave(axis, others).pad(axis, 0, self.size - rows * self.stride)
 
 
 def windows(
