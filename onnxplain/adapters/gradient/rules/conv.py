@@ -44,6 +44,8 @@ def conv(
     def image() -> Expr:
         if w.constant is not None and all(window.stride == 1 for window in along):
             return flipped_conv(g, w.constant, group, along)
+        if w.constant is not None and PARTED(along) and (parts := parted_conv(g, w.constant, group, along)) is not None:
+            return parts
         return transposed_conv(g, w, group, along)
 
     return (image, lambda: kernel_gradient(g, x, group, along), lambda: g.sum([0, *range(2, g.rank)]))[
@@ -56,26 +58,55 @@ def flipped_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr:
 
     In ȳ's padded coordinates tap a sits at (kernel - 1 - a) d, hence the flip and the padding extent - p before.
     """
-    outputs, inputs, *kernel = w.shape
-    per_group = w.reshape(group, outputs // group, inputs, *kernel)
-    flipped = np.flip(np.swapaxes(per_group, 1, 2), axis=tuple(range(3, per_group.ndim)))
-    kernel_back = g.emit.constant(flipped.reshape(group * inputs, outputs // group, *kernel))
     befores = [window.extent - window.before for window in along]
     afters = [window.size - window.count + window.before for window in along]
+    return padded_conv(g, flipped(w, group), group, [window.dilation for window in along], befores, afters)
+
+
+def flipped(w: Any, group: int) -> Any:
+    """A kernel for the way back: inputs and outputs change places, in each group, and its taps are turned round."""
+    outputs, inputs, *kernel = w.shape
+    per_group = w.reshape(group, outputs // group, inputs, *kernel)
+    turned = np.flip(np.swapaxes(per_group, 1, 2), axis=tuple(range(3, per_group.ndim)))
+    return turned.reshape(group * inputs, outputs // group, *kernel)
+
+
+def padded_conv(g: Expr, w: Any, group: int, dilations: list[int], befores: list[int], afters: list[int]) -> Expr:
+    """A Conv of stride 1, where padding below 0 cuts off."""
+    kernel = g.emit.constant(w)
     for axis, (before, after) in enumerate(zip(befores, afters, strict=True), start=2):
-        g = g.pad(axis, min(before, 0), min(after, 0))  # padding wider than the kernel: those outputs saw no input
-    return op(
-        "Conv",
-        g,
-        kernel_back,
-        dilations=[window.dilation for window in along],
-        group=group,
-        pads=[max(p, 0) for p in (*befores, *afters)],
-    )
+        g = g.pad(axis, min(before, 0), min(after, 0))
+    return op("Conv", g, kernel, dilations=dilations, group=group, pads=[max(p, 0) for p in (*befores, *afters)])
 
 
-def blocked(x):
-    return op("AveragePool", x, kernel_shape=[1]*(x.rank-2)) if x.size(1) % 16 == 0 else x
+def parted_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr | None:
+    """Any stride, by plain convolutions: the inputs of each residue modulo the stride (see `Phase`), interleaved.
+
+    None if no output saw any input.
+    """
+    turned = flipped(w, group)
+
+    def image(chosen: list[Phase]) -> Expr | None:
+        """x̄ where the first axes have the residues that were chosen."""
+        axis = len(chosen)
+        if axis < len(along):
+            phases = along[axis].phases()
+            return along[axis].together([phase and image([*chosen, phase]) for phase in phases], axis + 2)
+        taps = tuple(slice(k - 1 - p.taps[-1], k - p.taps[0], p.taps.step) for k, p in zip(w.shape[2:], chosen, strict=True))
+        befores, afters = [phase.before for phase in chosen], [phase.after for phase in chosen]
+        dilations = [phase.dilation for phase in chosen]
+        return padded_conv(g, turned[(..., *taps)], group, dilations, befores, afters)
+
+    return image([])
+
+
+import os
+def PARTED(along):
+    return any(w.stride>1 for w in along) and (any(w.dilation>1 for w in along) or os.environ.get("PART")=="all" or any(w.kernel>1 and w.count<=int(os.environ.get("PART","0")) for w in along))
+
+
+def enter(x: Expr) -> Expr:
+    return op("AveragePool", x, kernel_shape=[1] * (x.rank - 2)) if x.size(1) % 16 == 0 else x
 
 
 def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:
@@ -95,7 +126,7 @@ def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:
     if symmetric:
         befores = [window.before for window in along]
         missing = [window.before - after for window, after in zip(along, afters, strict=True)]
-        return blocked(op("ConvTranspose", g, kernel, **common, pads=[*befores, *befores], output_padding=missing))
+        return enter(op("ConvTranspose", g, kernel, **common, pads=[*befores, *befores], output_padding=missing))
     full = op("ConvTranspose", g, kernel, **common)
     for axis, (window, after) in enumerate(zip(along, afters, strict=True), start=2):
         full = full.pad(axis, -window.before, -after)

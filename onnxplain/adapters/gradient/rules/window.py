@@ -10,6 +10,19 @@ from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, con
 LARGEST = 2**16  # taps of a window, and elements from one to the next: each of them is an operator
 
 
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """The inputs of one residue modulo the stride, t = 0, 1, ...: tap `taps[j]` brings them ȳ[t - shift - j dilation].
+
+    So they are a convolution of stride 1, with these taps turned round, of ȳ with so much padding (or, below 0, cut off).
+    """
+
+    taps: range
+    dilation: int
+    before: int
+    after: int
+
+
 @dataclass(frozen=True)
 class Window:
     """A window along one axis: output o covers the inputs  o * stride + a * dilation - before,  a < kernel."""
@@ -38,35 +51,67 @@ class Window:
         return (self.kernel, self.stride, self.before, self.count) == (1, 1, 0, self.size)
 
     def tap(self, x: Expr, axis: int, a: int, border: float = 0.0) -> Expr:
-        """What tap a of each window sees: the inputs  o * stride + a * dilation - before,  and the border outside."""
+        """What tap a of each window sees: the inputs  o * stride + a * dilation - before,  and `border` outside of x."""
         first = a * self.dilation - self.before
-        start, stop = (-((first - end) // self.stride) for end in (0, self.size))  # the windows whose tap is inside
-        start, stop = (min(max(o, 0), self.count) for o in (start, stop))
-        if start >= stop:
-            return x.slice(axis, 0, 1).zeros().pad(axis, 0, self.count - 1) + border  # TODO
-        at = start * self.stride + first
-        inside = x.slice(axis, at, at + (stop - start - 1) * self.stride + 1, self.stride)
-        return inside.pad(axis, start, self.count - stop, border)
+        # The windows whose tap is inside, as far as there are any: start <= o < stop.
+        start, stop = (min(max(-((first - end) // self.stride), 0), self.count) for end in (0, self.size))
+        if start == stop:  # all see the border
+            return x.slice(axis, 0, 1).pad(axis, self.count, 0, border).slice(axis, 0, self.count)
+        begin, end = start * self.stride + first, (stop - 1) * self.stride + first + 1
+        return x.slice(axis, begin, end, self.stride).pad(axis, start, self.count - stop, border)
 
     def taps(self, x: Expr, axis: int) -> Expr:
         """What each tap of each window sees: in place of the axis one of taps and one of windows."""
         shape = (*x.shape[:axis], 1, self.count, *x.shape[axis + 1 :])
         return concat([self.tap(x, axis, a).reshape(shape) for a in range(self.kernel)], axis)
 
+    @property
+    def rows(self) -> int:
+        """How many inputs a residue modulo the stride has at the most."""
+        return -(-self.size // self.stride)
+
+    def residue(self, a: int) -> tuple[int, int]:
+        """Where tap a hits: window o the input (o + shift) * stride + residue."""
+        return divmod(a * self.dilation - self.before, self.stride)
+
     def fold(self, parts: Sequence[Expr], axis: int) -> Expr:
         """The adjoint of taking windows: `parts[a]` holds what tap a of each window sends back to its input.
 
         Taps that hit the same residue modulo the stride are shifted and added; the residues are interleaved.
         """
-        rows = -(-self.size // self.stride)
         residues: list[list[Expr]] = [[] for _ in range(self.stride)]
         for a, part in enumerate(parts):
-            shift, residue = divmod(a * self.dilation - self.before, self.stride)
-            if shift < rows and shift + self.count > 0:
-                residues[residue].append(part.pad(axis, shift, rows - self.count - shift))
-        some = next(terms for terms in residues if terms)[0]
-        first, *others = [add_all(terms) if terms else some.zeros() for terms in residues]
-        return first.interleave(axis, others).pad(axis, 0, self.size - rows * self.stride)
+            shift, residue = self.residue(a)
+            if -self.count < shift < self.rows:
+                residues[residue].append(part.pad(axis, shift, self.rows - self.count - shift))
+        whole = self.together([add_all(terms) if terms else None for terms in residues], axis)
+        return parts[0].slice(axis, 0, 1).zeros().pad(axis, 0, self.size - 1) if whole is None else whole
+
+    def together(self, residues: Sequence[Expr | None], axis: int) -> Expr | None:
+        """An input of which each residue modulo the stride is given, or None for zeros; None if all are zeros."""
+        some = next((x for x in residues if x is not None), None)
+        if some is None:
+            return None
+        first, *others = [some.zeros() if x is None else x for x in residues]
+        return first.interleave(axis, others).pad(axis, 0, self.size - self.rows * self.stride)
+
+    def phases(self) -> list[Phase | None]:
+        """The residues modulo the stride; None where no window has a tap.
+
+        Taps that hit the same residue lie stride / gcd(stride, dilation) apart, and so do their shifts, by another step.
+        """
+        phases: list[Phase | None] = []
+        for residue in range(self.stride):
+            hits = [(a, shift) for a in range(self.kernel) for shift, r in [self.residue(a)] if r == residue]
+            hits = [(a, shift) for a, shift in hits if -self.count < shift < self.rows]
+            if not hits:
+                phases.append(None)
+                continue
+            (first, nearest), (last, farthest) = hits[0], hits[-1]
+            (step, spread) = (hits[1][0] - first, hits[1][1] - nearest) if len(hits) > 1 else (1, 1)
+            after = self.rows - self.count - nearest
+            phases.append(Phase(taps=range(first, last + 1, step), dilation=spread, before=farthest, after=after))
+        return phases
 
 
 def windows(
