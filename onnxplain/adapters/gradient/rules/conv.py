@@ -105,10 +105,6 @@ def PARTED(along):
     return any(w.stride>1 for w in along) and (any(w.dilation>1 for w in along) or os.environ.get("PART")=="all" or any(w.kernel>1 and w.count<=int(os.environ.get("PART","0")) for w in along))
 
 
-def enter(x: Expr) -> Expr:
-    return op("AveragePool", x, kernel_shape=[1] * (x.rank - 2)) if x.size(1) % 16 == 0 else x
-
-
 def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:
     """Any stride: ConvTranspose. Inputs behind the last window, which no output saw, come from its output padding.
 
@@ -126,7 +122,7 @@ def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:
     if symmetric:
         befores = [window.before for window in along]
         missing = [window.before - after for window, after in zip(along, afters, strict=True)]
-        return enter(op("ConvTranspose", g, kernel, **common, pads=[*befores, *befores], output_padding=missing))
+        return op("ConvTranspose", g, kernel, **common, pads=[*befores, *befores], output_padding=missing)
     full = op("ConvTranspose", g, kernel, **common)
     for axis, (window, after) in enumerate(zip(along, afters, strict=True), start=2):
         full = full.pad(axis, -window.before, -after)
