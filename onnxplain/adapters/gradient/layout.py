@@ -41,10 +41,15 @@ def made_by(x: Expr, op_type: str) -> bool:
     return node is not None and node.op_type == op_type
 
 
+def fits(g: Expr) -> bool:
+    """Whether a pool would take a value into the blocked layout."""
+    channels = g.shape[1] if g.rank == 4 else None
+    return g.value.dtype == ir.DataType.FLOAT and isinstance(channels, int) and channels % BLOCK == 0
+
+
 def entered(g: Expr) -> Expr:
     """The same cotangent in the blocked layout: the mean over windows of a single element."""
-    fits = g.value.dtype == ir.DataType.FLOAT and g.rank == 4 and isinstance(g.shape[1], int) and g.size(1) % BLOCK == 0
-    return op("AveragePool", g, kernel_shape=[1, 1]) if fits and not blocked(g) else g
+    return op("AveragePool", g, kernel_shape=[1, 1]) if fits(g) and not blocked(g) else g
 
 
 def added(a: Expr, b: Expr) -> Expr:

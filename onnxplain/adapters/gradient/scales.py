@@ -12,24 +12,23 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient.expr import PREFIX, Expr
 
-SCALED = "onnxplain.scaled"  # of a product with a factor for each channel, in its `meta`: (what is scaled, the factor)
+SCALED = "onnxplain.scaled"  # of a product with a factor for each channel, in its `meta`
 
 
 def scaled(g: Expr, factor: Expr) -> Expr:
     """g (N, C, ...) ⊙ a factor for each channel (C, 1, ...), as a product that may go into a kernel later."""
     product = g * factor
     if g.shape == product.shape and factor.constant is not None:
-        product.value.meta[SCALED] = (g.value, factor.value)
+        product.value.meta[SCALED] = True
     return product
 
 
 def fold_scales(graph: ir.Graph) -> None:
     """Put every factor that `scaled` marked into a kernel, where nothing else reads what lies between the two."""
-    for node in list(graph):
-        (y,) = node.outputs if len(node.outputs) == 1 else (None,)
-        if y is None or SCALED not in y.meta or y.is_graph_output():
-            continue
-        x, factor = y.meta[SCALED]
+    for node in [node for node in graph if SCALED in node.outputs[0].meta and not node.outputs[0].is_graph_output()]:
+        (x, factor), (y,) = node.inputs, node.outputs
+        assert x is not None
+        assert factor is not None
         before, after = convolution_before(x), convolution_after(y)
         if before is not None:
             scale_kernel(before, factor, graph, outputs=True)
@@ -43,8 +42,8 @@ def fold_scales(graph: ir.Graph) -> None:
 
 def only_reader(x: ir.Value) -> ir.Node | None:
     """The node that alone reads a value."""
-    uses = x.uses()
-    return uses[0][0] if len(uses) == 1 and not x.is_graph_output() else None
+    readers = [node for node, _ in x.uses()]
+    return readers[0] if len(readers) == 1 and not x.is_graph_output() else None
 
 
 def convolution_before(x: ir.Value) -> ir.Node | None:
@@ -91,7 +90,7 @@ def scale_kernel(node: ir.Node, factor: ir.Value, graph: ir.Graph, *, outputs: b
     def make() -> ir.TensorProtocol:
         return ir.tensor(np.ascontiguousarray(tensor.numpy() * along), name=name)
 
-    lazy = ir.LazyTensor(make, tensor.dtype, tensor.shape, name=name)
+    lazy = ir.LazyTensor(make, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=name)
     new = ir.Value(name=name, shape=kernel.shape, type=kernel.type, const_value=lazy)
     graph.register_initializer(new)
     node.replace_input_with(1, new)

@@ -19,7 +19,9 @@ import numpy as np
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
 from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.places import constant
-from onnxplain.adapters.gradient.rules.window import Window, unfold, windows
+from onnxplain.adapters.gradient.rules.window import Phase, Window, unfold, windows
+
+SMALL_MAP = 20  # outputs along each axis
 
 
 @vjp("Conv")
@@ -37,16 +39,18 @@ def conv(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> tuple[Any, ...]:
-    """x̄ by the formula above: a plain Conv for stride 1, else a transposed one. W̄: see `kernel_gradient`."""
+    """x̄ by the formula above: a plain Conv for stride 1, else several (`in_parts`) or a transposed one.
+
+    W̄: see `kernel_gradient`.
+    """
     kernel = [w.size(a) for a in range(2, w.rank)]
     along = windows(x, y, kernel, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
 
     def image() -> Expr:
         if w.constant is not None and all(window.stride == 1 for window in along):
             return flipped_conv(g, w.constant, group, along)
-        if w.constant is not None and PARTED(along) and (parts := parted_conv(g, w.constant, group, along)) is not None:
-            return parts
-        return transposed_conv(g, w, group, along)
+        parts = parted_conv(g, w.constant, group, along) if w.constant is not None and in_parts(along) else None
+        return transposed_conv(g, w, group, along) if parts is None else parts
 
     return (image, lambda: kernel_gradient(g, x, group, along), lambda: g.sum([0, *range(2, g.rank)]))[
         : 2 + (b is not None)
@@ -79,6 +83,18 @@ def padded_conv(g: Expr, w: Any, group: int, dilations: list[int], befores: list
     return op("Conv", g, kernel, dilations=dilations, group=group, pads=[max(p, 0) for p in (*befores, *afters)])
 
 
+def in_parts(along: list[Window]) -> bool:
+    """Whether to leave a strided convolution to `parted_conv`.
+
+    TensorRT has no transposed one that is both strided and dilated. And on ONNX Runtime's CPU that has no kernel in the
+    blocked layout of other convolutions, so that of small maps, where interleaving is cheap, it takes half as long
+    again. A kernel of one tap needs no parts: all but one would be zeros.
+    """
+    if all(window.kernel == 1 for window in along):
+        return False
+    return any(window.dilation > 1 for window in along) or all(window.count <= SMALL_MAP for window in along)
+
+
 def parted_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr | None:
     """Any stride, by plain convolutions: the inputs of each residue modulo the stride (see `Phase`), interleaved.
 
@@ -90,19 +106,14 @@ def parted_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr | None
         """x̄ where the first axes have the residues that were chosen."""
         axis = len(chosen)
         if axis < len(along):
-            phases = along[axis].phases()
-            return along[axis].together([phase and image([*chosen, phase]) for phase in phases], axis + 2)
-        taps = tuple(slice(k - 1 - p.taps[-1], k - p.taps[0], p.taps.step) for k, p in zip(w.shape[2:], chosen, strict=True))
+            parts = [None if phase is None else image([*chosen, phase]) for phase in along[axis].phases()]
+            return along[axis].together(parts, axis + 2)
+        taps = [phase.turned(kernel) for phase, kernel in zip(chosen, w.shape[2:], strict=True)]
         befores, afters = [phase.before for phase in chosen], [phase.after for phase in chosen]
         dilations = [phase.dilation for phase in chosen]
-        return padded_conv(g, turned[(..., *taps)], group, dilations, befores, afters)
+        return padded_conv(g, turned[..., *taps], group, dilations, befores, afters)
 
     return image([])
-
-
-import os
-def PARTED(along):
-    return any(w.stride>1 for w in along) and (any(w.dilation>1 for w in along) or os.environ.get("PART")=="all" or any(w.kernel>1 and w.count<=int(os.environ.get("PART","0")) for w in along))
 
 
 def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:

@@ -12,15 +12,19 @@ LARGEST = 2**16  # taps of a window, and elements from one to the next: each of 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """The inputs of one residue modulo the stride, t = 0, 1, ...: tap `taps[j]` brings them ȳ[t - shift - j dilation].
+    """The cotangents of one residue modulo the stride:  x̄[t] = Σ_j W[taps[j]] ȳ[t - shift - j dilation].
 
-    So they are a convolution of stride 1, with these taps turned round, of ȳ with so much padding (or, below 0, cut off).
+    That is a convolution of stride 1 with these taps turned round, and so much padding of ȳ (below 0: so much cut off).
     """
 
     taps: range
     dilation: int
     before: int
     after: int
+
+    def turned(self, kernel: int) -> slice:
+        """Where its taps lie in a kernel of so many that was turned round."""
+        return slice(kernel - 1 - self.taps[-1], kernel - self.taps[0], self.taps.step)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Window:
         return (self.kernel, self.stride, self.before, self.count) == (1, 1, 0, self.size)
 
     def tap(self, x: Expr, axis: int, a: int, border: float = 0.0) -> Expr:
-        """What tap a of each window sees: the inputs  o * stride + a * dilation - before,  and `border` outside of x."""
+        """What tap a of each window sees: the inputs  o * stride + a * dilation - before,  with `border` around x."""
         first = a * self.dilation - self.before
         # The windows whose tap is inside, as far as there are any: start <= o < stop.
         start, stop = (min(max(-((first - end) // self.stride), 0), self.count) for end in (0, self.size))
@@ -98,7 +102,7 @@ class Window:
     def phases(self) -> list[Phase | None]:
         """The residues modulo the stride; None where no window has a tap.
 
-        Taps that hit the same residue lie stride / gcd(stride, dilation) apart, and so do their shifts, by another step.
+        The taps that hit the same residue lie stride / gcd(stride, dilation) apart, and their shifts are evenly spaced too.
         """
         phases: list[Phase | None] = []
         for residue in range(self.stride):
