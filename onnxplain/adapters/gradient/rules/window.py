@@ -102,7 +102,7 @@ class Window:
     def phases(self) -> list[Phase | None]:
         """The residues modulo the stride; None where no window has a tap.
 
-        The taps that hit the same residue lie stride / gcd(stride, dilation) apart, and their shifts are evenly spaced too.
+        The taps that hit the same residue lie stride / gcd(stride, dilation) apart, and their shifts evenly too.
         """
         phases: list[Phase | None] = []
         for residue in range(self.stride):
