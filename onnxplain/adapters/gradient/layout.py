@@ -33,7 +33,7 @@ def is_blocked(g: Expr) -> bool:
         return False
     a, b = (Expr(g.emit, x) for x in node.inputs if x is not None)
     masked = node.op_type == "Mul" and made_by(b, "HardSigmoid")
-    return a.shape == b.shape and blocked(a) and (masked or blocked(b))
+    return a.value.shape == b.value.shape and blocked(a) and (masked or blocked(b))
 
 
 def made_by(x: Expr, op_type: str) -> bool:
@@ -54,6 +54,6 @@ def entered(g: Expr) -> Expr:
 
 def added(a: Expr, b: Expr) -> Expr:
     """The sum of two cotangents of a value: if one is in the blocked layout, the other joins it there."""
-    if a.shape == b.shape and blocked(a) != blocked(b):
+    if a.value.shape == b.value.shape and blocked(a) != blocked(b):
         a, b = entered(a), entered(b)
     return a + b

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.adapters.gradient.expr import PREFIX, Expr
+from onnxplain.adapters.gradient.expr import Expr
 
 SCALED = "onnxplain.scaled"  # of a product with a factor for each channel, in its `meta`
 
@@ -85,7 +85,7 @@ def scale_kernel(node: ir.Node, factor: ir.Value, graph: ir.Graph, *, outputs: b
     tensor, factors = kernel.const_value, factor.const_value.numpy().reshape(-1)
     axis = int(outputs == (node.op_type == "ConvTranspose"))  # a Conv's kernel begins with the outputs
     along = factors.reshape([-1 if a == axis else 1 for a in range(len(tensor.shape))])
-    name = f"{PREFIX}scaled_{kernel.name}"
+    name = f"{kernel.name}_scaled"
 
     def make() -> ir.TensorProtocol:
         return ir.tensor(np.ascontiguousarray(tensor.numpy() * along), name=name)

@@ -22,6 +22,7 @@ from onnxplain.adapters.gradient.rules.places import constant
 from onnxplain.adapters.gradient.rules.window import Phase, Window, unfold, windows
 
 SMALL_MAP = 20  # outputs along each axis
+MOST_PARTS = 9  # of a convolution that goes back in parts
 
 
 @vjp("Conv")
@@ -88,9 +89,9 @@ def in_parts(along: list[Window]) -> bool:
 
     TensorRT has no transposed one that is both strided and dilated. And on ONNX Runtime's CPU that has no kernel in the
     blocked layout of other convolutions, so that of small maps, where interleaving is cheap, it takes half as long
-    again. A kernel of one tap needs no parts: all but one would be zeros.
+    again. A kernel of one tap needs no parts: all but one would be zeros. Nor are there ever more than a few.
     """
-    if all(window.kernel == 1 for window in along):
+    if all(window.kernel == 1 for window in along) or math.prod(window.stride for window in along) > MOST_PARTS:
         return False
     return any(window.dilation > 1 for window in along) or all(window.count <= SMALL_MAP for window in along)
 
