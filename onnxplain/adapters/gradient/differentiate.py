@@ -17,6 +17,7 @@ from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr
 from onnxplain.adapters.gradient.prepare import blaming, check, prepare
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules, needs_reference
+from onnxplain.adapters.gradient.scales import fold_scales
 from onnxplain.adapters.gradient.sweep import (
     FLOATS,
     Observe,
@@ -158,6 +159,8 @@ def make_way(graph: ir.Graph, names: Set[str]) -> None:
 
 def finish(model: ir.Model) -> ir.Model:
     """Drop what is not used and check the rest, strictly."""
+    passes.RemoveUnusedNodesPass()(model)
+    fold_scales(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     model.ir_version = max(model.ir_version, 8)
     check(model)

@@ -7,6 +7,7 @@ a few hundred products); everything else only moves numbers, and integers add up
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -19,10 +20,11 @@ torch = framework("torch")
 import torch.nn.functional as F  # noqa: E402, N812
 
 from onnxplain.adapters.gradient.differentiate import differentiate  # noqa: E402
+from onnxplain.adapters.gradient.rules import conv  # noqa: E402
 from onnxplain.engine.executors.reference import ReferenceExecutor  # noqa: E402
 
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-small, seeds = st.integers(1, 3), st.integers(0, 2**32 - 1)
+small, seeds, parts = st.integers(1, 3), st.integers(0, 2**32 - 1), st.sampled_from([0, conv.SMALL_MAP])
 DOUBLE = onnx.TensorProto.DOUBLE
 
 
@@ -64,14 +66,17 @@ def geometry(draw: Any, pooling: bool) -> dict[str, Any]:
 
 
 @few
-@given(geometry(pooling=False), st.sampled_from([1, 1, 2, 4]), small, small, st.tuples(small, small), seeds)
-def test_any_convolution(shape: dict, group: int, each: int, outs: int, extra: tuple[int, int], seed: int) -> None:
-    """Any kernel, stride, dilation, groups, and padding that differs from end to end."""
+@given(geometry(pooling=False), st.sampled_from([1, 1, 2, 4]), small, small, st.tuples(small, small), seeds, parts)
+def test_any_convolution(
+    shape: dict, group: int, each: int, outs: int, extra: tuple[int, int], seed: int, small_map: int
+) -> None:
+    """Any kernel, stride, dilation, groups, and padding that differs from end to end; of small maps and large ones."""
     rng = np.random.default_rng(seed)
     x, w = rng.normal(size=(2, each * group, *shape["size"])), rng.normal(size=(outs * group, each, *shape["kernel"]))
     before, after = shape["pads"], [p + e - 1 for p, e in zip(shape["pads"], extra, strict=True)]
     attributes = {"strides": shape["stride"], "dilations": shape["dilation"], "group": group, "pads": [*before, *after]}
-    y, g, (gradient,) = pulled_back("Conv", {"x": x}, {"w": w}, seed, **attributes)
+    with patch.object(conv, "SMALL_MAP", small_map):
+        y, g, (gradient,) = pulled_back("Conv", {"x": x}, {"w": w}, seed, **attributes)
 
     def same(x: Any) -> Any:
         padded = F.pad(x, (before[1], after[1], before[0], after[0]))

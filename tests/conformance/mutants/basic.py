@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from onnxplain.adapters.gradient.expr import Expr, concat, op, where
 from onnxplain.adapters.gradient.registry import DEFAULT
 from onnxplain.adapters.gradient.rules.reduce import kept, reduced_axes
+from onnxplain.adapters.gradient.rules.window import Phase, Window
 
 RIGHT = {name: entry.rule for name, entry in DEFAULT.items()}
+PHASES = Window.phases
 
 
 def swapped_pads(name: str) -> Callable[..., Any]:
@@ -44,6 +48,26 @@ def conv_with(change: Callable[..., Any]) -> Callable[..., Any]:
         return RIGHT["Conv"](g, y, x, w, b, **attributes)
 
     return rule
+
+
+def conv_in_parts(change: Callable[[Phase], Phase] = lambda phase: phase, turn: int = 1) -> Callable[..., Any]:
+    """A strided Conv whose cotangent is put together of other parts, or in another order."""
+
+    def changed(window: Window) -> list[Phase | None]:
+        return [None if phase is None else change(phase) for phase in PHASES(window)[::turn]]
+
+    def rule(*args: Any, **attributes: Any) -> Any:
+        with patch.object(Window, "phases", changed):
+            image, *others = RIGHT["Conv"](*args, **attributes)
+            return image(), *others
+
+    return rule
+
+
+def undilated(phase: Phase) -> Phase:
+    """The shifts of a part's taps taken for neighbours."""
+    missing = (phase.dilation - 1) * (len(phase.taps) - 1)
+    return replace(phase, dilation=1, before=phase.before - missing)
 
 
 def last_hit(g: Any, y: Any, x: Expr, **attributes: Any) -> Any:
@@ -191,6 +215,12 @@ MUTANTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "Conv: kernel not turned": ("Conv", conv_with(lambda w: np.flip(w, axis=tuple(range(2, w.ndim))))),
     "Conv: channels in reverse": ("Conv", conv_with(lambda w: w[:, ::-1])),
     "Conv: groups in reverse": ("Conv", conv_with(lambda w: w[::-1])),
+    "Conv: residues in reverse": ("Conv", conv_in_parts(turn=-1)),
+    "Conv: parts shifted": (
+        "Conv",
+        conv_in_parts(lambda phase: replace(phase, before=phase.before - 1, after=phase.after + 1)),
+    ),
+    "Conv: parts undilated": ("Conv", conv_in_parts(undilated)),
     "Conv: pads swapped": ("Conv", swapped_pads("Conv")),
     "MaxPool: last maximum": ("MaxPool", last_hit),
     "MaxPool: twice": ("MaxPool", every_hit),

@@ -76,6 +76,7 @@ SAMPLES = [
     node("GlobalMaxPool", distinct(2, 3, 4)),
     node("GlobalMaxPool", distinct(2, 2, 3, 2, 3)),
     node("GlobalAveragePool", normal(2, 3, 4, 5)),
+    node("GlobalAveragePool", normal(2, 16, 4, 5), label="blocked"),
     node("GlobalAveragePool", normal(2, 3, 4)),
     node("GlobalAveragePool", normal(2, 3, 4, 2, 3)),
 ]

@@ -19,7 +19,10 @@ import numpy as np
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
 from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.places import constant
-from onnxplain.adapters.gradient.rules.window import Window, unfold, windows
+from onnxplain.adapters.gradient.rules.window import Phase, Window, unfold, windows
+
+SMALL_MAP = 20  # outputs along each axis
+MOST_PARTS = 9  # of a convolution that goes back in parts
 
 
 @vjp("Conv")
@@ -37,14 +40,18 @@ def conv(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> tuple[Any, ...]:
-    """x̄ by the formula above: a plain Conv for stride 1, else a transposed one. W̄: see `kernel_gradient`."""
+    """x̄ by the formula above: a plain Conv for stride 1, else several (`in_parts`) or a transposed one.
+
+    W̄: see `kernel_gradient`.
+    """
     kernel = [w.size(a) for a in range(2, w.rank)]
     along = windows(x, y, kernel, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
 
     def image() -> Expr:
         if w.constant is not None and all(window.stride == 1 for window in along):
             return flipped_conv(g, w.constant, group, along)
-        return transposed_conv(g, w, group, along)
+        parts = parted_conv(g, w.constant, group, along) if w.constant is not None and in_parts(along) else None
+        return transposed_conv(g, w, group, along) if parts is None else parts
 
     return (image, lambda: kernel_gradient(g, x, group, along), lambda: g.sum([0, *range(2, g.rank)]))[
         : 2 + (b is not None)
@@ -56,22 +63,58 @@ def flipped_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr:
 
     In ȳ's padded coordinates tap a sits at (kernel - 1 - a) d, hence the flip and the padding extent - p before.
     """
-    outputs, inputs, *kernel = w.shape
-    per_group = w.reshape(group, outputs // group, inputs, *kernel)
-    flipped = np.flip(np.swapaxes(per_group, 1, 2), axis=tuple(range(3, per_group.ndim)))
-    kernel_back = g.emit.constant(flipped.reshape(group * inputs, outputs // group, *kernel))
     befores = [window.extent - window.before for window in along]
     afters = [window.size - window.count + window.before for window in along]
+    return padded_conv(g, flipped(w, group), group, [window.dilation for window in along], befores, afters)
+
+
+def flipped(w: Any, group: int) -> Any:
+    """A kernel for the way back: inputs and outputs change places, in each group, and its taps are turned round."""
+    outputs, inputs, *kernel = w.shape
+    per_group = w.reshape(group, outputs // group, inputs, *kernel)
+    turned = np.flip(np.swapaxes(per_group, 1, 2), axis=tuple(range(3, per_group.ndim)))
+    return turned.reshape(group * inputs, outputs // group, *kernel)
+
+
+def padded_conv(g: Expr, w: Any, group: int, dilations: list[int], befores: list[int], afters: list[int]) -> Expr:
+    """A Conv of stride 1, where padding below 0 cuts off."""
+    kernel = g.emit.constant(w)
     for axis, (before, after) in enumerate(zip(befores, afters, strict=True), start=2):
-        g = g.pad(axis, min(before, 0), min(after, 0))  # padding wider than the kernel: those outputs saw no input
-    return op(
-        "Conv",
-        g,
-        kernel_back,
-        dilations=[window.dilation for window in along],
-        group=group,
-        pads=[max(p, 0) for p in (*befores, *afters)],
-    )
+        g = g.pad(axis, min(before, 0), min(after, 0))
+    return op("Conv", g, kernel, dilations=dilations, group=group, pads=[max(p, 0) for p in (*befores, *afters)])
+
+
+def in_parts(along: list[Window]) -> bool:
+    """Whether to leave a strided convolution to `parted_conv`.
+
+    TensorRT has no transposed one that is both strided and dilated. And on ONNX Runtime's CPU that has no kernel in the
+    blocked layout of other convolutions, so that of small maps, where interleaving is cheap, it takes half as long
+    again. A kernel of one tap needs no parts: all but one would be zeros. Nor are there ever more than a few.
+    """
+    if all(window.kernel == 1 for window in along) or math.prod(window.stride for window in along) > MOST_PARTS:
+        return False
+    return any(window.dilation > 1 for window in along) or all(window.count <= SMALL_MAP for window in along)
+
+
+def parted_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr | None:
+    """Any stride, by plain convolutions: the inputs of each residue modulo the stride (see `Phase`), interleaved.
+
+    None if no output saw any input.
+    """
+    turned = flipped(w, group)
+
+    def image(chosen: list[Phase]) -> Expr | None:
+        """x̄ where the first axes have the residues that were chosen."""
+        axis = len(chosen)
+        if axis < len(along):
+            parts = [None if phase is None else image([*chosen, phase]) for phase in along[axis].phases()]
+            return along[axis].together(parts, axis + 2)
+        taps = [phase.turned(kernel) for phase, kernel in zip(chosen, w.shape[2:], strict=True)]
+        befores, afters = [phase.before for phase in chosen], [phase.after for phase in chosen]
+        dilations = [phase.dilation for phase in chosen]
+        return padded_conv(g, turned[..., *taps], group, dilations, befores, afters)
+
+    return image([])
 
 
 def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op, where
 from onnxplain.adapters.gradient.registry import Rule, define, no_gradient, vjp
-from onnxplain.adapters.gradient.rules.mask import above, below, reaches
+from onnxplain.adapters.gradient.rules.mask import above, below, reaches, where_above
 
 define(
     {
@@ -48,7 +48,7 @@ define(
         "Softplus": lambda g, y, x: g * op("Sigmoid", x),
         "Softsign": lambda g, y, x: g * (1 - y * op("Sign", y)) * (1 - y * op("Sign", y)),
         "Erf": lambda g, y, x: g * (2 / math.sqrt(math.pi)) * op("Exp", -x * x),
-        "Relu": lambda g, y, x: g * above(y, 0.0),
+        "Relu": lambda g, y, x: where_above(g, y, 0.0),
         "Cast": lambda g, y, x, *, to, saturate=1, round_mode="up": g.cast(x.value.dtype),
         "CastLike": lambda g, y, x, like, *, saturate=1, round_mode="up": (g.cast(x.value.dtype), like.zero),
     },

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxplain.adapters.gradient.expr import Expr, op
+from onnxplain.adapters.gradient.layout import blocked
 
 SCALE = 2.0**100  # a power of two, so that scaling rounds nothing
 
@@ -25,6 +26,11 @@ def as_number(mask: Expr, like: Expr) -> Expr:
 def above(y: Expr, bound: float | Expr) -> Expr:
     """1 where y > bound, 0 elsewhere."""
     return step(y, bound, 1.0)
+
+
+def where_above(g: Expr, y: Expr, bound: float) -> Expr:
+    """g where y > bound, 0 elsewhere."""
+    return g * above(y, bound) if blocked(g) else keep(g, y > bound)
 
 
 def below(y: Expr, bound: float | Expr) -> Expr:

@@ -11,6 +11,7 @@ import numpy as np
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op
 from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.mask import above
+from onnxplain.adapters.gradient.scales import scaled
 
 
 def standardised(x: Expr, axes: Sequence[int], epsilon: float) -> tuple[Expr, Expr]:
@@ -75,7 +76,7 @@ def batch_normalization(
         return channel_sum(g * (x - per_channel(mean, x))) * deviation()
 
     return (
-        lambda: g * per_channel(slope(), x),
+        lambda: scaled(g, per_channel(slope(), x)),
         weighted_sum,
         lambda: channel_sum(g),
         lambda: -slope() * channel_sum(g),

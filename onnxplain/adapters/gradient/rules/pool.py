@@ -75,12 +75,9 @@ def pool_axis(x: Expr, axis: int, window: Window) -> Expr:
 def first_hits(g: Expr, y: Expr, x: Expr, axis: int, window: Window) -> list[Expr]:
     """For each tap of the window: ȳ where that tap is the first one that holds the maximum, 0 elsewhere."""
     lowest = float(np.finfo(x.dtype).min)  # no maximum lies below it, so the border takes nothing
-    padded = x.pad(axis, window.before, max(window.reach - window.before - window.size, 0), lowest)
     hits = []
     for a in range(window.kernel - 1):
-        start = a * window.dilation
-        tap = padded.slice(axis, start, start + (window.count - 1) * window.stride + 1, window.stride)
-        below = tap < y
+        below = window.tap(x, axis, a, lowest) < y
         rest = keep(g, below)
         hits.append(g - rest)
         g = rest

@@ -9,8 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, concat, op, where
+from onnxplain.adapters.gradient.layout import fits
 from onnxplain.adapters.gradient.registry import Rule, no_gradient, vjp
 from onnxplain.adapters.gradient.rules.mask import above, below, reaches
+
+SMALL_MAP = 32  # along each axis
 
 
 def reduced_axes(x: Expr, axes: Expr | None, noop_with_empty_axes: int) -> list[int]:
@@ -163,8 +166,15 @@ def cumulative_product(
 
 @vjp("GlobalAveragePool")
 def global_average_pool(g: Expr, y: Expr, x: Expr) -> Expr:
-    """y = the mean over all spatial axes;  x̄ = ȳ / n."""
-    return g * (1 / math.prod(x.size(a) for a in range(2, x.rank)))
+    """y = the mean over all spatial axes;  x̄ = ȳ / n.
+
+    Over a small map it is spread out at once, by the mean over windows that see ȳ and n - 1 zeros around it: thus it is
+    in the blocked layout from the start (see `layout`).
+    """
+    sizes = [x.size(a) for a in range(2, x.rank)]
+    if fits(g) and max(sizes) <= SMALL_MAP:
+        return op("AveragePool", g, kernel_shape=sizes, pads=[n - 1 for n in sizes] * 2, count_include_pad=1)
+    return g * (1 / math.prod(sizes))
 
 
 @vjp("Softmax")

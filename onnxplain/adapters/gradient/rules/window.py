@@ -10,6 +10,23 @@ from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, con
 LARGEST = 2**16  # taps of a window, and elements from one to the next: each of them is an operator
 
 
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """The cotangents of one residue modulo the stride:  x̄[t] = Σ_j W[taps[j]] ȳ[t - shift - j dilation].
+
+    That is a convolution of stride 1 with these taps turned round, and so much padding of ȳ (below 0: so much cut off).
+    """
+
+    taps: range
+    dilation: int
+    before: int
+    after: int
+
+    def turned(self, kernel: int) -> slice:
+        """Where its taps lie in a kernel of so many that was turned round."""
+        return slice(kernel - 1 - self.taps[-1], kernel - self.taps[0], self.taps.step)
+
+
 @dataclass(frozen=True)
 class Window:
     """A window along one axis: output o covers the inputs  o * stride + a * dilation - before,  a < kernel."""
@@ -37,28 +54,68 @@ class Window:
         """Whether input and output are the same."""
         return (self.kernel, self.stride, self.before, self.count) == (1, 1, 0, self.size)
 
+    def tap(self, x: Expr, axis: int, a: int, border: float = 0.0) -> Expr:
+        """What tap a of each window sees: the inputs  o * stride + a * dilation - before,  with `border` around x."""
+        first = a * self.dilation - self.before
+        # The windows whose tap is inside, as far as there are any: start <= o < stop.
+        start, stop = (min(max(-((first - end) // self.stride), 0), self.count) for end in (0, self.size))
+        if start == stop:  # all see the border
+            return x.slice(axis, 0, 1).pad(axis, self.count, 0, border).slice(axis, 0, self.count)
+        begin, end = start * self.stride + first, (stop - 1) * self.stride + first + 1
+        return x.slice(axis, begin, end, self.stride).pad(axis, start, self.count - stop, border)
+
     def taps(self, x: Expr, axis: int) -> Expr:
         """What each tap of each window sees: in place of the axis one of taps and one of windows."""
-        padded = x.pad(axis, self.before, max(self.reach - self.before - self.size, 0))
-        length = (self.count - 1) * self.stride + 1
         shape = (*x.shape[:axis], 1, self.count, *x.shape[axis + 1 :])
-        starts = [a * self.dilation for a in range(self.kernel)]
-        return concat([padded.slice(axis, a, a + length, self.stride).reshape(shape) for a in starts], axis)
+        return concat([self.tap(x, axis, a).reshape(shape) for a in range(self.kernel)], axis)
+
+    @property
+    def rows(self) -> int:
+        """How many inputs a residue modulo the stride has at the most."""
+        return -(-self.size // self.stride)
+
+    def residue(self, a: int) -> tuple[int, int]:
+        """Where tap a hits: window o the input (o + shift) * stride + residue."""
+        return divmod(a * self.dilation - self.before, self.stride)
 
     def fold(self, parts: Sequence[Expr], axis: int) -> Expr:
         """The adjoint of taking windows: `parts[a]` holds what tap a of each window sends back to its input.
 
         Taps that hit the same residue modulo the stride are shifted and added; the residues are interleaved.
         """
-        rows = -(-self.reach // self.stride)
         residues: list[list[Expr]] = [[] for _ in range(self.stride)]
         for a, part in enumerate(parts):
-            shift, residue = divmod(a * self.dilation, self.stride)
-            residues[residue].append(part.pad(axis, shift, rows - self.count - shift))
-        sums = [add_all(terms) if terms else None for terms in residues]
-        first, *others = [s if s is not None else add_all(residues[0]).zeros() for s in sums]
-        covered = first.interleave(axis, others)
-        return covered.pad(axis, -self.before, self.size + self.before - rows * self.stride)
+            shift, residue = self.residue(a)
+            if -self.count < shift < self.rows:
+                residues[residue].append(part.pad(axis, shift, self.rows - self.count - shift))
+        whole = self.together([add_all(terms) if terms else None for terms in residues], axis)
+        return parts[0].slice(axis, 0, 1).zeros().pad(axis, 0, self.size - 1) if whole is None else whole
+
+    def together(self, residues: Sequence[Expr | None], axis: int) -> Expr | None:
+        """An input of which each residue modulo the stride is given, or None for zeros; None if all are zeros."""
+        some = next((x for x in residues if x is not None), None)
+        if some is None:
+            return None
+        first, *others = [some.zeros() if x is None else x for x in residues]
+        return first.interleave(axis, others).pad(axis, 0, self.size - self.rows * self.stride)
+
+    def phases(self) -> list[Phase | None]:
+        """The residues modulo the stride; None where no window has a tap.
+
+        The taps that hit the same residue lie stride / gcd(stride, dilation) apart, and their shifts evenly too.
+        """
+        phases: list[Phase | None] = []
+        for residue in range(self.stride):
+            hits = [(a, shift) for a in range(self.kernel) for shift, r in [self.residue(a)] if r == residue]
+            hits = [(a, shift) for a, shift in hits if -self.count < shift < self.rows]
+            if not hits:
+                phases.append(None)
+                continue
+            (first, nearest), (last, farthest) = hits[0], hits[-1]
+            (step, spread) = (hits[1][0] - first, hits[1][1] - nearest) if len(hits) > 1 else (1, 1)
+            after = self.rows - self.count - nearest
+            phases.append(Phase(taps=range(first, last + 1, step), dilation=spread, before=farthest, after=after))
+        return phases
 
 
 def windows(
