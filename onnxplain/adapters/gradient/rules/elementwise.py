@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op, where
 from onnxplain.adapters.gradient.registry import Rule, define, no_gradient, vjp
-from onnxplain.adapters.gradient.rules.mask import above, below, reaches
+from onnxplain.adapters.gradient.rules.mask import above, below, between, reaches
 
 define(
     {
@@ -88,12 +88,11 @@ def clip(g: Expr, y: Expr, x: Expr, low: Expr | None = None, high: Expr | None =
     def upper() -> Expr | None:
         return None if high is None else g * (1 - below(y, high))
 
-    inside = g
+    if low is not None and high is not None:
+        return g * between(y, low, high), lower, upper
     if low is not None:
-        inside = inside * above(y, low)
-    if high is not None:
-        inside = inside * below(y, high)
-    return inside, lower, upper
+        return g * above(y, low), lower
+    return g if high is None else g * below(y, high), None, upper
 
 
 @vjp("Dropout", broadcastable=True)

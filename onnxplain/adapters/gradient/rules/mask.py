@@ -6,6 +6,9 @@ cotangent outside the mask becomes NaN, which is an error when the model is run,
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import onnx_ir as ir
 
 from onnxplain.adapters.gradient.expr import Expr, op
@@ -30,6 +33,37 @@ def above(y: Expr, bound: float | Expr) -> Expr:
 def below(y: Expr, bound: float | Expr) -> Expr:
     """1 where y < bound, 0 elsewhere."""
     return step(y, bound, -1.0)
+
+
+def between(y: Expr, low: float | Expr, high: float | Expr) -> Expr:
+    """1 where low < y < high, 0 at the bounds, which y does not leave.
+
+    Of a picture in the blocked layout (see `step`) in two passes: with k = max(0, c (y - b)), b the number before high,
+
+        k - s (y - low)      is 0 at low, negative between, positive at high, where k = c (high - b) > s (high - low)
+
+    ONNX Runtime makes a Conv of each BatchNormalization, and joins Relu, Add and HardSigmoid to it. It is exact: c and
+    s are powers of two, and a difference of two numbers, rounded, has the right sign.
+    """
+    bounds = [value if isinstance(value, float) else number(value) for value in (low, high)]
+    if None in bounds or y.rank != 4 or not isinstance(y.shape[1], int) or y.value.dtype != ir.DataType.FLOAT:
+        return above(y, low) * below(y, high)
+    lowest, highest = (np.float32(bound) for bound in bounds)
+    before = np.nextafter(highest, np.float32(-np.inf))
+    magnitude = max(abs(lowest), abs(highest))
+    if not (lowest < highest and 2.0**-20 <= magnitude <= 2.0**20):
+        return above(y, low) * below(y, high)
+    c = 2.0 ** (125 - math.frexp(magnitude)[1])
+    s = 2.0 ** (math.frexp(c * (float(highest) - float(before)))[1] - 3 - math.frexp(2 * magnitude)[1])
+    k = op("Relu", scaled(y, c, before))
+    return op("HardSigmoid", scaled(y, -s, lowest) + k, alpha=-SCALE, beta=-1 / SCALE)
+
+
+def scaled(y: Expr, factor: float, zero: float) -> Expr:
+    """factor * (y - zero) of a picture, as a BatchNormalization: 1/√(σ² + ε) = 1."""
+    channels, epsilon = y.size(1), 2.0**-10
+    scale, bias, mean, variance = (np.full(channels, v, np.float32) for v in (factor, 0, zero, 1 - epsilon))
+    return op("BatchNormalization", y, scale, bias, mean, variance, epsilon=epsilon)
 
 
 def reaches(x: Expr, extreme: Expr, sign: float) -> Expr:
