@@ -28,9 +28,9 @@ class Grid:
     """How an image of some sizes is taken apart; `counts` are the sizes of each of its parts."""
 
     stride: int
-    offsets: tuple[int, int]
-    counts: tuple[int, int]
-    sizes: tuple[int, int]
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+    sizes: tuple[int, ...]
 
     @property
     def residues(self) -> list[tuple[int, int]]:
@@ -96,7 +96,7 @@ def way_to_fewer(y: ir.Value) -> list[ir.Node]:
         ((node, index),) = y.uses()
         way.append(node)
         if narrows(node):
-            return way if index == 0 else []
+            return way if index == 0 and not node.outputs[0].is_graph_output() else []
         if not multiplies(node, y):
             return []
         (y,) = node.outputs
@@ -107,10 +107,13 @@ def narrows(node: ir.Node) -> bool:
     """Whether a node is a convolution that looks at one pixel at a time, at all of them, and leaves fewer channels."""
     if (node.domain, node.op_type) != ("", "Conv"):
         return False
-    kernel, numbers = dims(node.inputs[1]), node.attributes.get_ints
+    kernel, numbers = node.inputs[1], node.attributes.get_ints
+    if kernel is None or kernel.shape is None or not kernel.shape.is_static():
+        return False
+    outputs, inputs, *window = kernel.shape.numpy()
     every = not any(numbers("pads", [0])) and set(numbers("strides", [1])) == {1}
     plain = node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET" and node.attributes.get_int("group", 1) == 1
-    return every and plain and list(kernel[2:]) == [1, 1] and kernel[0] < kernel[1]
+    return every and plain and window == [1, 1] and outputs < inputs
 
 
 def multiplies(node: ir.Node, y: ir.Value) -> bool:
@@ -118,7 +121,7 @@ def multiplies(node: ir.Node, y: ir.Value) -> bool:
     if (node.domain, node.op_type) != ("", "Mul") or y.shape is None:
         return False
     other = dims(factor(node, y))
-    return other == dims(y) or len(other) <= len(y.shape) and other[-2:] in ((), (1, 1))
+    return other == dims(y) or (len(other) <= len(y.shape) and other[-2:] in ((), (1, 1)))
 
 
 def factor(node: ir.Node, y: ir.Value) -> ir.Value:

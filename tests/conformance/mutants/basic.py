@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from onnxplain.adapters.gradient.expr import Expr, concat, op, where
+from onnxplain.adapters.gradient.parts import PARTED, Grid
 from onnxplain.adapters.gradient.registry import DEFAULT
 from onnxplain.adapters.gradient.rules.reduce import kept, reduced_axes
 
@@ -42,6 +44,25 @@ def conv_with(change: Callable[..., Any]) -> Callable[..., Any]:
         if w.constant is not None:
             w = w.emit.constant(np.ascontiguousarray(change(w.constant)))
         return RIGHT["Conv"](g, y, x, w, b, **attributes)
+
+    return rule
+
+
+def parted(change: Callable[[Grid, Any], tuple[Grid, Any]]) -> Callable[..., Any]:
+    """A strided Conv of single channels that puts the parts of its cotangent together in another way."""
+
+    def rule(*args: Any, **attributes: Any) -> Any:
+        image, *rest = RIGHT["Conv"](*args, **attributes)
+
+        def spoilt() -> Expr:
+            right: Expr = image()
+            if PARTED not in right.value.meta:
+                return right
+            made = right.value.meta[PARTED]
+            grid, parts = change(made.grid, made.parts)
+            return grid.together([Expr(right.emit, part) for part in parts])
+
+        return (spoilt, *rest)
 
     return rule
 
@@ -192,6 +213,15 @@ MUTANTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "Conv: channels in reverse": ("Conv", conv_with(lambda w: w[:, ::-1])),
     "Conv: groups in reverse": ("Conv", conv_with(lambda w: w[::-1])),
     "Conv: pads swapped": ("Conv", swapped_pads("Conv")),
+    "Conv: parts in reverse": ("Conv", parted(lambda grid, parts: (grid, parts[::-1]))),
+    "Conv: rows of parts for columns": (
+        "Conv",
+        parted(lambda grid, parts: (grid, [parts[j * grid.stride + i] for i, j in grid.residues])),
+    ),
+    "Conv: parts one pixel off": (
+        "Conv",
+        parted(lambda grid, parts: (replace(grid, offsets=(grid.offsets[0] - 1, grid.offsets[1])), parts)),
+    ),
     "MaxPool: last maximum": ("MaxPool", last_hit),
     "MaxPool: twice": ("MaxPool", every_hit),
     "MaxPool: pads swapped": ("MaxPool", swapped_pads("MaxPool")),

@@ -93,10 +93,10 @@ def parted_conv(g: Expr, w: Any, along: list[Window]) -> Expr:
     """
     stride = along[0].stride
     ahead = [max(-((window.before + 1 - stride) // stride), 0) for window in along]  # k, for offsets from s - 1 on
-    offsets = [window.before + stride * k for window, k in zip(along, ahead, strict=True)]
-    counts = [-(-(window.size + offset) // stride) for window, offset in zip(along, offsets, strict=True)]
-    sizes = [window.size for window in along]
-    grid = Grid(stride=stride, offsets=(*offsets,), counts=(*counts,), sizes=(*sizes,))
+    sizes = tuple(window.size for window in along)
+    offsets = tuple(window.before + stride * k for window, k in zip(along, ahead, strict=True))
+    counts = tuple(-(-(size + offset) // stride) for size, offset in zip(sizes, offsets, strict=True))
+    grid = Grid(stride=stride, offsets=offsets, counts=counts, sizes=sizes)
     afters = [count - window.count - k for window, count, k in zip(along, counts, ahead, strict=True)]
     for axis, after in enumerate(afters, start=2):
         g = g.pad(axis, 0, min(after, 0))  # windows in the padding alone: they saw no input
