@@ -47,7 +47,7 @@ define(
         "Sigmoid": lambda g, y, x: g * y * (1 - y),
         "Softplus": lambda g, y, x: g * op("Sigmoid", x),
         "Softsign": lambda g, y, x: g * (1 - y * op("Sign", y)) * (1 - y * op("Sign", y)),
-        "Erf": lambda g, y, x: g * (2 / math.sqrt(math.pi)) * op("Exp", -x * x),
+        "Erf": lambda g, y, x: g * op("Exp", math.log(2 / math.sqrt(math.pi)) - x * x),
         "Relu": lambda g, y, x: g * above(y, 0.0),
         "Cast": lambda g, y, x, *, to, saturate=1, round_mode="up": g.cast(x.value.dtype),
         "CastLike": lambda g, y, x, like, *, saturate=1, round_mode="up": (g.cast(x.value.dtype), like.zero),

@@ -57,7 +57,7 @@ def between(y: Expr, low: Expr, high: Expr) -> Expr:
 
 
 def two_slopes(low: np.float32, high: np.float32) -> tuple[float, float] | None:
-    """c and s of `between`, so that nothing overflows and the smallest step from `low` on reaches 1; None if none do."""
+    """c and s of `between`, so that nothing overflows and the smallest step above `low` counts; None if none do."""
     largest = float(max(abs(low), abs(high)))
     if not (low < high and largest < math.inf):
         return None
