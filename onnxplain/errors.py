@@ -8,6 +8,8 @@
     │  ├─ BackendMissing           a runtime or package is not installed; `.extra` (also ImportError)
     │  ├─ FeedMismatch             an array does not fit an input (also ValueError)
     │  ├─ BackendFailed            the runtime itself failed; its own error is `__cause__`
+    │  │  ├─ DeviceMissing            no such device, or a driver or library that does not fit
+    │  │  └─ OutOfMemory              the device has too little memory for this batch
     │  └─ NonFinite                NaN or Inf where a number must be
     ├─ InputError              a file given to us: a photo, a heatmap, a preprocessing spec, weights
     ├─ OutputError             a file or folder that we cannot write, or that is already there
@@ -85,6 +87,9 @@ class ExecutionError(OnnxplainError):
     """A model could not be run."""
 
 
+RUNTIMES = ("cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino")  # extras that are runtimes
+
+
 class BackendMissing(ExecutionError, ImportError):
     """A runtime or an optional package is not installed. `extra` names what to install."""
 
@@ -92,7 +97,8 @@ class BackendMissing(ExecutionError, ImportError):
 
     def __init__(self, what: str, extra: str) -> None:
         self.extra = extra
-        super().__init__(f'{what} is not installed; next: pip install "onnxplain[{extra}]"')
+        more = "; `onnxplain doctor` tells what this machine can run" * (extra in RUNTIMES)
+        super().__init__(f'{what} is not installed; next: pip install "onnxplain[{extra}]"{more}')
 
 
 class FeedMismatch(ExecutionError, ValueError):
@@ -103,6 +109,14 @@ class BackendFailed(ExecutionError):
     """The runtime failed; its own error is the cause."""
 
     exit_code = 4
+
+
+class DeviceMissing(BackendFailed):
+    """There is no such device on this machine, or its driver or a library of the runtime does not fit."""
+
+
+class OutOfMemory(BackendFailed):
+    """The device has too little memory for a batch of this size; a smaller one may fit."""
 
 
 class NonFinite(ExecutionError):

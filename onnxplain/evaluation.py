@@ -72,11 +72,9 @@ def evaluate(
     models: PathLike | None = None,
     images: PathLike | None = None,
     count: int | None = None,
-    on: str = "cpu",
-    batch_size: int = 8,
-    threads: int = 0,
     preprocess: Preprocess = AUTO,
     observe: Observe | None = None,
+    **running: Any,
 ) -> Results:
     """Run a recipe to its end, or on from where it was stopped, and write its results into the folder `output`.
 
@@ -86,8 +84,9 @@ def evaluate(
         models: the folder of the models; None: that of the recipe.
         images: the folder of the images; None: that of the recipe.
         count: this many images, instead of the recipe's number.
-        on, batch_size, threads, preprocess: how every model is opened, as in `open`.
+        preprocess: that of every model, as in `open`.
         observe: called after every call of the runtime with the rows that it had.
+        running: how every model is run, as in `open`: `on`, `precision`, `batch_size`, `threads`, ...
 
     An image or a method that fails is left out, and is in `failed` of the results.
 
@@ -97,7 +96,7 @@ def evaluate(
         OutputError: the results cannot be written.
     """
     failed: dict[str, OnnxplainError] = {}
-    opening = {"on": on, "batch_size": batch_size, "threads": threads, "preprocess": preprocess}
+    opening = {**running, "preprocess": preprocess}
     with Run(recipe, output, models=models, images=images, count=count, opening=opening) as run:
         for step in run.steps(observe):
             if step.error is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from onnxplain.adapters.gradient.classifier import HEAD_KEY, LAYOUT_KEY, without
 from onnxplain.adapters.gradient.differentiate import OnUnsupported, stopped_at
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
+from onnxplain.engine.batching import LARGEST as MOST_ROWS
+from onnxplain.engine.batching import Remembered, host_memory
 from onnxplain.engine.drive import (
     BIASES,
     GRADIENT,
@@ -32,8 +34,8 @@ from onnxplain.engine.drive import (
     in_order,
     run,
 )
-from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
-from onnxplain.engine.executors.protocol import Closing
+from onnxplain.engine.executors.protocol import Closing, Executor
+from onnxplain.engine.executors.setup import Setup
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import Method, Task, to_dict
 from onnxplain.engine.methods.method import generator
@@ -51,7 +53,8 @@ def open(
     model: ModelLike,
     *,
     on: str = "cpu",
-    batch_size: int = 8,
+    precision: str = "fp32",
+    batch_size: int | Literal["auto"] = 8,
     preprocess: Preprocess = AUTO,
     output: str | None = None,
     head: str | None = None,
@@ -60,14 +63,21 @@ def open(
     gradient: bool = True,
     range: tuple[float, float] | None = None,
     threads: int = 0,
+    provider_options: Mapping[str, str] | None = None,
+    cache: str | os.PathLike[str] | None = AUTO,
     on_unsupported: OnUnsupported = "error",
 ) -> Explainer:
     """Open a classifier or a gradient model for explaining. Use it as a context manager, or call `close`.
 
     Args:
         model: a path, a `ModelProto` or an onnx-ir model.
-        on: the device and its runtime; "cpu" is ONNX Runtime on the CPU.
-        batch_size: how many samples go into one call of the runtime.
+        on: the runtime and its device: "cpu" and "cuda" (ONNX Runtime), "tensorrt", "tensorrt-rtx", "openvino", or
+            another provider of ONNX Runtime by its name; "cuda:1" is the second of several. Another one is never taken
+            in its place.
+        precision: what it is computed in: "fp32"; "tf32", products rounded to 10 bits by a GPU; "fp16" or "bf16",
+            see `adapters.gradient.precision`. Images, logits and gradients are float32 in all of them.
+        batch_size: how many samples go into one call of the runtime. "auto" tries which size is fastest, and remembers
+            it. Where the device has no memory for so many, it is halved, and the work goes on.
         preprocess: where a classifier's preprocessing comes from: "auto" looks beside the model and in its metadata
             (see `models.preprocess.find`), otherwise a specification, the path of one, or None for a classifier whose
             input is to be taken as it is.
@@ -79,18 +89,28 @@ def open(
             model need not be differentiable then.
         range: the valid values of an input without preprocessing, for methods that work in pixel units.
         threads: of the runtime inside one operator; 0 lets it decide.
+        provider_options: those of the runtime or its provider, by their names there.
+        cache: the folder for engines and the batch sizes that were found; "auto" is the platform's own cache folder,
+            None keeps nothing.
         on_unsupported: what an operator without a gradient is, as in `differentiate`.
 
     Raises:
         ModelError: the model cannot be read, is no classifier, or cannot be differentiated.
         UsageError: no preprocessing was found, or the arguments contradict the model.
         BackendMissing: the runtime is not installed.
+        DeviceMissing: there is no such device, or its driver does not fit.
     """
-    if on != "cpu":
-        raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
+    setup = Setup.of(
+        on=on,
+        precision=precision,
+        threads=threads,
+        provider_options=provider_options,
+        cache=cache,
+        batch_size=MOST_ROWS if batch_size == AUTO else batch_size,
+    )
     how: dict[str, Any] = {"head": head, "input_shape": input_shape, "layers": layers, "gradient": gradient}
     made = halves(model, preprocess, output, **how, on_unsupported=on_unsupported)
-    return Explainer(made, batch_size=batch_size, range=range, threads=threads)
+    return Explainer(made, setup, batch_size=batch_size, range=range)
 
 
 class Explainer(Closing):
@@ -105,10 +125,10 @@ class Explainer(Closing):
     def __init__(
         self,
         model: Halves,
+        setup: Setup,
         *,
-        batch_size: int = 8,
+        batch_size: int | Literal["auto"] = 8,
         range: tuple[float, float] | None = None,
-        threads: int = 0,
     ) -> None:
         self.metadata = properties(model.logits)
         self.preprocess: PreprocessSpec | None = None
@@ -127,21 +147,44 @@ class Explainer(Closing):
         self.labels = labels_for(self.metadata)
         self.notes = notes_of(self.metadata)
         self.usage = Usage()
-        self.batch_size = batch_size
-        self.threads = threads
+        self.setup = setup
+        self._wanted = batch_size
         self._halves = model
-        self._opened: list[OnnxRuntimeExecutor] = []
+        self._opened: list[Executor] = []
         self._found: list[dict[str, Any]] = []  # of the layers, once they are there
         self._closed = False
         self._logits = self._start(model.logits)
-        self.forward = Model({LOGITS: lambda: self._logits}, batch_size=batch_size, head=self.head)
+        self.forward = self._model({LOGITS: lambda: self._logits}, LOGITS)
 
-    def _start(self, model: ModelProto) -> OnnxRuntimeExecutor:
+    def _start(self, model: ModelProto) -> Executor:
         if self._closed:
             raise ExecutionError("this explainer is closed; next: open the model again")
-        executor = OnnxRuntimeExecutor(model, threads=self.threads, folder=self._halves.folder)
+        executor = self.setup.start(model, folder=self._halves.folder)
         self._opened.append(executor)
         return executor
+
+    def _model(self, start: Mapping[str, Callable[[], Executor]], role: str) -> Model:
+        """The driver's model, with the batch size that was given, or that is fastest for calls of a role."""
+        if self._wanted != AUTO:
+            return Model(start, batch_size=self._wanted, head=self.head)
+        model = Model(start, batch_size=1, head=self.head)
+        setup = self.setup
+        key = {
+            "model": self.metadata["onnxplain.source_sha256"],
+            "role": role,
+            "on": str(setup.place),
+            "facts": self._logits.facts,
+            "threads": setup.threads,
+            "precision": setup.precision,
+            "options": setup.options,
+        }
+        known = Remembered(setup.cache)
+        size = known.get(key)
+        if size is None:
+            size = model.fastest(role, host_memory)
+            known.put(key, size)
+        model.resize(size)
+        return model
 
     @cached_property
     def model(self) -> Model:
@@ -153,28 +196,28 @@ class Explainer(Closing):
             BIASES: self._start_biases,
             MULTIPLIERS: self._start_multipliers,
         }
-        return Model(start, batch_size=self.batch_size, head=self.head)
+        return self._model(start, LOGITS if self._halves.gradient is None else GRADIENT)
 
-    def _start_gradient(self) -> OnnxRuntimeExecutor:
+    def _start_gradient(self) -> Executor:
         if self._halves.gradient is None and self._halves.multipliers is not None:
             raise UsageError("the model has multipliers, and no gradients; next: give the classifier")
         if self._halves.gradient is None:
             raise UsageError("opened forward only: there are no gradients; next: open it with gradient=True")
         return self._start(without_layers(self._halves.gradient))
 
-    def _start_layers(self) -> OnnxRuntimeExecutor:
+    def _start_layers(self) -> Executor:
         if self._halves.layers is None:
             raise UsageError("opened forward only: there are no inner layers; next: open it with gradient=True")
         made = self._halves.layers()
         self._found = layers_of(properties(made))
         return self._start(made)
 
-    def _start_biases(self) -> OnnxRuntimeExecutor:
+    def _start_biases(self) -> Executor:
         if self._halves.biases is None:
             raise UsageError("opened forward only: there are no bias-gradients; next: open it with gradient=True")
         return self._start(self._halves.biases())
 
-    def _start_multipliers(self) -> OnnxRuntimeExecutor:
+    def _start_multipliers(self) -> Executor:
         if self._halves.multipliers is None:
             raise UsageError("opened forward only: there are no multipliers; next: open it with gradient=True")
         return self._start(self._halves.multipliers())
@@ -326,24 +369,33 @@ class Explainer(Closing):
             channel_axis=self.channel_axis,
         )
 
-    @cached_property
+    @property
+    def batch_size(self) -> int:
+        """How many samples go into one call of the runtime, now."""
+        return (self.model if "model" in self.__dict__ else self.forward).batch_size
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What an explanation depends on besides image, method and seed."""
+        ran = dict(self._logits.facts)
         return {
             "model_sha256": self.metadata["onnxplain.source_sha256"],
             "space": self.metadata["onnxplain.space"],
             "head": str(self.head),
             "preprocess": self.preprocess.to_dict() if self.preprocess else None,
             "stopped": by_operator(stopped_at(self.metadata)),
-            "on": "cpu",
+            "on": str(self.setup.place),
+            "precision": str(self.setup.precision),
             "batch_size": self.batch_size,
-            "threads": self.threads,
+            "threads": self.setup.threads,
+            "provider_options": dict(self.setup.options),
             "versions": {
                 "onnxplain": version("onnxplain"),
-                "onnxruntime": self._logits.version,
+                ran.pop("runtime"): ran.pop("version"),
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },
+            "runtime": ran,
         }
 
     def _fit(self, x: Array) -> Array:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from onnxplain.engine.atomic import refuse_existing
 from onnxplain.engine.drive import Outcome, drive
-from onnxplain.engine.evaluate import pixel_sha256
+from onnxplain.engine.evaluate import RUN, pixel_sha256
 from onnxplain.engine.explanation import Explanation, read_heatmap
 from onnxplain.engine.methods import Method
 from onnxplain.engine.metrics import MapMetric
@@ -243,6 +243,7 @@ def score_heatmaps(
             "model_sha256": model,
             "image_sha256": pixel_sha256(image),
             "version": version("onnxplain"),
+            **{name: explainer.provenance[name] for name in RUN},
         }
         notes = []
         if photos and ours is not None and ours.image is not None:

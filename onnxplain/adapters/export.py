@@ -19,6 +19,7 @@ from onnxplain.adapters.gradient.write import WrittenModel, staged, write_model,
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, layers_of, notes_of, specification
 from onnxplain.adapters.verify import verified, verify_gradient
 from onnxplain.engine.atomic import refuse_existing, writable_file
+from onnxplain.engine.executors.setup import Setup
 from onnxplain.engine.verify import Verification
 from onnxplain.errors import ExecutionError, UsageError
 from onnxplain.models.preprocess import GRADIENT_MODEL_KEY, PREPROCESS_KEY
@@ -96,7 +97,7 @@ def write_gradient_model(
             graph = onnx.load(file, load_external_data=False)
             ready = Halves(forward_model(graph), graph, file.parent)
             difference = verified(source, ready, output)
-            verification = verify_gradient(ready)
+            verification = verify_gradient(ready, Setup())
             if verification.verdict == "failed":
                 raise ExecutionError(
                     f"{source}: the gradient model that was made of it is wrong, and nothing was written: "

@@ -21,6 +21,7 @@ from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, prope
 from onnxplain.engine import verify as engine
 from onnxplain.engine.drive import GRADIENT, LOGITS, Model
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
+from onnxplain.engine.executors.setup import Setup
 from onnxplain.engine.requests import Head
 from onnxplain.engine.space import Space
 from onnxplain.engine.verify import Verification
@@ -39,12 +40,11 @@ UNKNOWN = (-2.0, 2.0)  # the range of an input without preprocessing, unless it 
 
 def verify_gradient(
     made: Halves,
+    setup: Setup,
     *,
     images: Sequence[str | os.PathLike[str]] = (),
     range: tuple[float, float] | None = None,
     seed: int = 0,
-    batch_size: int = 8,
-    threads: int = 0,
 ) -> Verification:
     """The verification of a gradient model against its forward half, at photos or else at random images.
 
@@ -57,12 +57,11 @@ def verify_gradient(
     assert made.gradient is not None
     meta = properties(made.gradient)
     with (
-        OnnxRuntimeExecutor(made.logits, threads=threads, folder=made.folder) as logits,
-        OnnxRuntimeExecutor(made.gradient, threads=threads, folder=made.folder) as both,
+        setup.start(made.logits, folder=made.folder) as logits,
+        setup.start(made.gradient, folder=made.folder) as both,
     ):
-        model = Model(
-            {LOGITS: lambda: logits, GRADIENT: lambda: both}, batch_size=batch_size, head=Head(meta[HEAD_KEY])
-        )
+        start = {LOGITS: lambda: logits, GRADIENT: lambda: both}
+        model = Model(start, batch_size=setup.batch_size, head=Head(meta[HEAD_KEY]))
         low, high = (0.0, 1.0) if PREPROCESS_KEY in meta else range or UNKNOWN
         Space.model((low, high))  # which complains if they are in the wrong order
         points = photos(meta, model, images) if images else engine.random_images(model.image_shape, low, high, seed)
@@ -162,14 +161,18 @@ def verify(
     range: tuple[float, float] | None = None,
     seed: int = 0,
     batch_size: int = 8,
+    precision: str = "fp32",
     threads: int = 0,
+    provider_options: Mapping[str, str] | None = None,
+    cache: str | os.PathLike[str] | None = AUTO,
     on_unsupported: OnUnsupported = "error",
 ) -> Verified:
     """Prove a gradient model on this machine, without any framework: that its gradient is the derivative of its logits.
 
     `path` is a gradient model, or a classifier, whose gradient model is made and compared with it. `classifier` is the
     file that a gradient model is to be compared with; `output` names its logits. The test is done at `images`, photos,
-    or at random ones, drawn from `range` where the input is not pixels. See `engine.verify` for what it proves.
+    or at random ones, drawn from `range` where the input is not pixels. How it is run is told as in `open`. See
+    `engine.verify` for what it proves.
 
     Raises:
         ModelError: the model cannot be read, or not be differentiated.
@@ -178,8 +181,14 @@ def verify(
         BackendMissing, BackendFailed: the runtime is not installed, or failed.
         ExecutionError: the logits differ from the classifier's by more than float noise, or NaN or Inf came out.
     """
-    if on != "cpu":
-        raise UsageError(f"on={on!r}: this version runs on 'cpu' only")
+    setup = Setup.of(
+        on=on,
+        precision=precision,
+        threads=threads,
+        provider_options=provider_options,
+        cache=cache,
+        batch_size=batch_size,
+    )
     ready = GRADIENT_MODEL_KEY in read(path).metadata_props
     if not ready and classifier is not None:
         raise UsageError(f"{path} is a classifier itself, and compared with; next: leave the other classifier out")
@@ -192,5 +201,5 @@ def verify(
         model=str(path),
         on=on,
         difference=None if source is None else verified(source, made, output),
-        gradient=verify_gradient(made, images=images, range=range, seed=seed, batch_size=batch_size, threads=threads),
+        gradient=verify_gradient(made, setup, images=images, range=range, seed=seed),
     )

@@ -45,16 +45,14 @@ def listed(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--images", type=options.FILE, metavar="DIR", help="Where the images are. [default: beside the recipe]")
 @click.option("--count", type=click.IntRange(1), help="So many images. [default: as the recipe says]")
 @options.preprocess
-@options.batch_size
-@options.threads
-@options.on
+@options.running
 @click.option(
     "--list", is_flag=True, expose_value=False, is_eager=True, callback=listed, help="List the shipped recipes."
 )
 @options.format("text", "json", "csv")
 def command(
     recipe: str, output: Path, models: Path | None, images: Path | None, count: int | None, preprocess: str | None,
-    batch_size: int, threads: int, on: str, form: str,
+    running: Mapping[str, Any], form: str,
 ) -> int:  # fmt: skip
     """Measure methods on a data set: explain and score what a recipe names, and set published numbers beside it.
 
@@ -70,8 +68,8 @@ def command(
     from onnxplain.evaluation import Run
 
     here, failed = terminal(), dict[str, "OnnxplainError"]()
-    how = {"batch_size": batch_size, "threads": threads, "on": on, "preprocess": options.preprocess_of(preprocess)}
-    with Run(recipe, output, models=models, images=images, count=count, opening=how) as run:
+    opening = {**running, "preprocess": options.preprocess_of(preprocess)}
+    with Run(recipe, output, models=models, images=images, count=count, opening=opening) as run:
         try:
             with progress(f"evaluating {run.recipe.title or recipe}", run.total) as bar:
                 for step in run.steps(bar.observe):

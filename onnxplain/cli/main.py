@@ -16,7 +16,7 @@ from onnxplain.cli.options import terminal_options
 from onnxplain.cli.terminal import terminal
 from onnxplain.errors import OnnxplainError
 
-COMMANDS = ("inspect", "export", "verify", "explain", "score", "evaluate", "demo")
+COMMANDS = ("inspect", "export", "verify", "explain", "score", "evaluate", "demo", "doctor")
 
 click.rich_click.TEXT_MARKUP = None  # brackets mean themselves
 
@@ -70,6 +70,14 @@ class Commands(click.RichGroup):
         return result
 
 
+class Said(logging.Handler):
+    """What the library logs, on the terminal: warnings always, the rest with -v."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = record.levelno >= logging.WARNING
+        terminal().say(f"{'warning: ' * warning}{record.getMessage()}", -1 if warning else 1)
+
+
 def explained(error: BaseException) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
@@ -95,6 +103,7 @@ def cli() -> None:
     \b
     Examples:
       onnxplain demo -o demo-out
+      onnxplain doctor
       onnxplain inspect model.onnx
       onnxplain explain model.onnx photo.jpg --method isa -o out
       onnxplain score model.onnx out/*.npz --protocol rise
@@ -110,6 +119,8 @@ def cli() -> None:
       5  the model is not supported
     """
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # our errors say it, in one line
+    log = logging.getLogger("onnxplain")
+    log.handlers[:], log.propagate = [Said()], False
 
 
 def main() -> None:

@@ -116,7 +116,32 @@ on_unsupported = click.option(
     show_default=True,
     help="What an operator without a gradient is: an error, or an end of the gradient, which then is not the model's.",
 )
-on = click.option("--on", default="cpu", show_default=True, metavar="DEVICE", help="Device and runtime: cpu.")
+on = click.option(
+    "--on",
+    default="cpu",
+    show_default=True,
+    metavar="DEVICE",
+    help="Runtime and device: cpu, cuda[:N], tensorrt[:N], tensorrt-rtx[:N], openvino, or a provider of ONNX Runtime.",
+)
+precision = click.option(
+    "--precision",
+    type=click.Choice(("fp32", "tf32", "fp16", "bf16")),
+    default="fp32",
+    show_default=True,
+    help="What the model is computed in; images, logits and gradients are float32 in all of them.",
+)
+provider_options = click.option(
+    "--provider-option",
+    "provider_options",
+    multiple=True,
+    metavar="K=V",
+    help="An option of the runtime or its provider, by its name there; may be repeated.",
+)
+cache = click.option(
+    "--cache",
+    metavar="DIR|none",
+    help="Where engines and batch sizes are kept. [default: the platform's cache folder]",
+)
 threads = click.option(
     "--threads",
     type=click.IntRange(0, 1024),
@@ -124,13 +149,25 @@ threads = click.option(
     show_default=True,
     help="Threads of the runtime; 0: it decides.",
 )
+
+
+class BatchSize(click.ParamType[int | str]):
+    """A number of samples, or `auto`."""
+
+    name = "batch size"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        return value if value == "auto" else click.IntRange(1, 65536).convert(value, parameter, ctx)
+
+
 batch_size = click.option(
     "-b",
     "--batch-size",
-    type=click.IntRange(1, 65536),
+    type=BatchSize(),
     default=8,
     show_default=True,
-    help="Samples in one call of the runtime.",
+    metavar="INT|auto",
+    help="Samples in one call of the runtime; auto: as many as is fastest here, which is tried once.",
 )
 reduce = click.option(
     "--reduce",
@@ -159,14 +196,40 @@ def opening(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def command(
         *, preprocess: str | None, output_name: str | None, head: str | None, input_shape: tuple[int, ...] | None,
-        batch_size: int, threads: int, on: str, **others: Any,
+        **others: Any,
     ) -> Any:  # fmt: skip
         how = {"preprocess": preprocess_of(preprocess), "output": output_name, "head": head, "input_shape": input_shape}
-        return function(opening=how | {"batch_size": batch_size, "threads": threads, "on": on}, **others)
+        return function(opening=others.pop("running") | how, **others)
 
-    for option in (on, threads, batch_size, input_shape, head, output_name, preprocess):  # the last one is listed first
+    made: Callable[..., Any] = running(command)
+    for option in (input_shape, head, output_name, preprocess):  # the last one is listed first
+        made = option(made)
+    return made
+
+
+def running(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how a model is run; the command gets them as `running`, arguments of `open`."""
+
+    @wraps(function)
+    def command(
+        *, on: str, precision: str, batch_size: int | str, threads: int, provider_options: tuple[str, ...],
+        cache: str | None, **others: Any,
+    ) -> Any:  # fmt: skip
+        how: dict[str, Any] = {"on": on, "precision": precision, "batch_size": batch_size, "threads": threads}
+        how |= {"provider_options": pairs(provider_options), "cache": {None: "auto", "none": None}.get(cache, cache)}
+        return function(running=how, **others)
+
+    for option in (cache, provider_options, threads, batch_size, precision, on):  # the last one is listed first
         command = option(command)
     return command
+
+
+def pairs(settings: Sequence[str]) -> dict[str, str]:
+    """`K=V`, one or several."""
+    parts = [setting.partition("=") for setting in settings]
+    if wrong := [setting for setting, (name, equals, _) in zip(settings, parts, strict=True) if not name or not equals]:
+        raise click.BadParameter(f"expected K=V, got {wrong[0]!r}", param_hint="--provider-option")
+    return {name: value for name, _, value in parts}
 
 
 @contextmanager

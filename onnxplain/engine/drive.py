@@ -10,6 +10,8 @@ loops of many images keep the batches full, and no program knows of any other.
 from __future__ import annotations
 
 import itertools
+import logging
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +22,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxplain.engine.batching import LARGEST, fastest
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.protocol import Executor, TensorSpec
 from onnxplain.engine.requests import (
@@ -39,10 +42,11 @@ from onnxplain.engine.requests import (
     Request,
     Validity,
 )
-from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, UsageError
+from onnxplain.errors import FeedMismatch, NonFinite, OnnxplainError, OutOfMemory, UsageError
 
 Array: TypeAlias = NDArray[Any]
 Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 
 # The roles: the classifier, its gradient model, that with inner layers, that with the bias-gradients of all layers, and
 # the multipliers against a reference.
@@ -93,6 +97,8 @@ class Model:
 
     `start` makes the executor of a role, when that is first needed; whoever gives it closes what it has made. Several
     threads may drive programs on one model; they take turns, batch by batch.
+
+    `batch_size` falls where an executor takes fewer rows, or the device has no memory for so many.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class Model:
         self.executors: dict[str, Executor] = {}
         logits = self.executor(LOGITS)
         ((self.input, spec),) = logits.inputs.items()
-        self.batch_size = batch_size = spec.shape[0] if isinstance(spec.shape[0], int) else batch_size
+        self.fixed = isinstance(spec.shape[0], int)  # the batch of the model itself
         (classes,) = (s.shape[-1] for s in logits.outputs.values())
         sizes = [d for d in spec.shape[1:] if isinstance(d, int)]
         if len(sizes) != len(spec.shape) - 1 or not isinstance(classes, int):
@@ -113,11 +119,16 @@ class Model:
         self.classes = classes
         self.head = head
         self.dtype = spec.dtype
-        self.x = np.empty((batch_size, *self.image_shape), self.dtype)
-        self.reference = np.empty_like(self.x)
-        self.target = np.empty((batch_size, classes), np.float32)
-        self.code = np.empty(batch_size, np.int64)
         self.lock = RLock()
+        self.resize(spec.shape[0] if isinstance(spec.shape[0], int) else batch_size)
+
+    def resize(self, batch_size: int) -> None:
+        """Batches of `batch_size` rows from now on, or of as many as the executors take."""
+        self.batch_size = min([batch_size, *(most_rows(executor) for executor in self.executors.values())])
+        self.x = np.zeros((self.batch_size, *self.image_shape), self.dtype)
+        self.reference = np.zeros_like(self.x)
+        self.target = np.zeros((self.batch_size, self.classes), np.float32)
+        self.code = np.zeros(self.batch_size, np.int64)
 
     def executor(self, role: str) -> Executor:
         """The executor of a role."""
@@ -126,6 +137,36 @@ class Model:
         if role not in self.executors:
             self.executors[role] = self.start[role]()
         return self.executors[role]
+
+    def ready(self, role: str) -> None:
+        """Start the executor of a role, if it is not, and respect how many rows it takes."""
+        if self.batch_size > most_rows(self.executor(role)):
+            self.resize(self.batch_size)
+
+    def fastest(self, role: str, room: Callable[[], float]) -> int:
+        """The batch size that is fastest for calls of a role, tried on black images; see `batching.fastest`."""
+
+        def call(rows: int) -> None:
+            if self.batch_size != rows:
+                self.resize(rows)
+            self.run(role, rows)
+
+        with self.lock:
+            most = 1 if self.fixed else min(LARGEST, most_rows(self.executor(role)))
+            return fastest(call, most=most, room=room)
+
+    def shrink(self, rows: int, error: OutOfMemory) -> None:
+        """The device had no memory for `rows`: batches are halved until they are smaller. Raises if it was one row."""
+        if rows == 1 or self.fixed:
+            raise OutOfMemory(
+                f"{error}: there is no memory for a batch of {rows}, which is the smallest; "
+                "next: free memory on the device, use a smaller precision, or another device"
+            ) from error
+        size = self.batch_size
+        while size >= rows:
+            size //= 2
+        self.resize(size)
+        log.warning("out of memory with a batch of %d: going on with %d", rows, self.batch_size)
 
     def run(self, role: str, count: int) -> Mapping[str, Array]:
         """Outputs for the first `count` rows of the buffers."""
@@ -136,6 +177,12 @@ class Model:
         if role == MULTIPLIERS:
             feeds |= {REFERENCE: self.reference[:count]}
         return executor(feeds)
+
+
+def most_rows(executor: Executor) -> int:
+    """How many rows an executor takes at most."""
+    limit: int | None = getattr(executor, "most_rows", None)
+    return sys.maxsize if limit is None else limit
 
 
 def forward_model(fn: Callable[[Array], Array], example: Array, *, batch_size: int = 8) -> Model:
@@ -442,10 +489,11 @@ def drive(
     def run_batch(role: str) -> Iterator[Outcome[Result]]:
         """Run the rows at the head of one queue, hand out what comes back, and let go on whoever has all of it."""
         queue = queues[role]
-        batch = [queue.popleft() for _ in range(min(len(queue), model.batch_size))]
         failed: set[int] = set()
         ended: list[Outcome[Result]] = []
         with model.lock:  # another thread may be driving other programs on the same buffers
+            model.ready(role)
+            batch = [queue.popleft() for _ in range(min(len(queue), model.batch_size))]
             for at, (job, row) in enumerate(batch):
                 assert job.work is not None
                 job.work.write(row, model.x[at])
@@ -455,7 +503,12 @@ def drive(
                 if isinstance(job.work, MultipliersWork):
                     model.reference[at] = job.work.references[row]
             started = time.perf_counter()
-            outputs = model.run(role, len(batch))
+            try:
+                outputs = model.run(role, len(batch))
+            except OutOfMemory as error:
+                queue.extendleft(reversed(batch))
+                model.shrink(len(batch), error)
+                return
             usage.runtime_seconds += time.perf_counter() - started
             usage.calls[role] += 1
             usage.rows[role] += len(batch)

@@ -31,7 +31,8 @@ Row: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Mapping[str, int]], None]
 
 # what numbers depend on beside image, method, metric and seed, of an explainer's provenance
-ORIGIN = ("model_sha256", "space", "head", "preprocess", "stopped")
+ORIGIN = ("model_sha256", "space", "head", "preprocess", "stopped", "on", "precision")
+RUN = ("on", "precision", "threads")  # how it was run, which every row says
 
 
 class Subject(Protocol):
@@ -207,6 +208,7 @@ def explain_and_score(
                 "model_sha256": subject.provenance["model_sha256"],
                 "image_sha256": example.image_sha256,
                 "version": version("onnxplain"),
+                **{name: subject.provenance[name] for name in RUN},
                 "key": key,
                 "part": [i, len(numbers)],
             }

@@ -25,6 +25,7 @@ from onnxplain.adapters.gradient.expr import PREFIX
 from onnxplain.adapters.gradient.registry import DEFAULT, Entry
 from onnxplain.adapters.onnx_file import Halves
 from onnxplain.adapters.verify import verify_gradient
+from onnxplain.engine.executors.setup import Setup
 from onnxplain.engine.verify import Verification
 from onnxplain.errors import UsageError
 from onnxplain.models.preprocess import PreprocessSpec
@@ -40,7 +41,7 @@ SHARED = [
 
 
 def verification(model: onnx.ModelProto, **how: Any) -> Verification:
-    return verify_gradient(Halves(forward_model(model), model), threads=1, **how)
+    return verify_gradient(Halves(forward_model(model), model), Setup(threads=1), **how)
 
 
 # Surgery
@@ -161,7 +162,7 @@ def test_a_spoilt_gradient_model_fails(name: str, change: str) -> None:
     right = forward_model(spoilt)
     SURGERY[change](spoilt)
     onnx.checker.check_model(spoilt)
-    assert verify_gradient(Halves(right, spoilt), threads=1).verdict == "failed"
+    assert verify_gradient(Halves(right, spoilt), Setup(threads=1)).verdict == "failed"
 
 
 IN_NETS = {
@@ -292,7 +293,7 @@ def test_a_gradient_that_was_told_to_stop_is_partial() -> None:
     assert [stop.node for stop in found.stopped] == ["odd0"]
     right = forward_model(model)
     behind("logits", ("Mul", ["l"], {}), l=np.float32(2))(model)
-    assert verify_gradient(Halves(right, model)).verdict == "failed"
+    assert verify_gradient(Halves(right, model), Setup()).verdict == "failed"
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:

@@ -286,7 +286,7 @@ def test_verify_makes_the_gradient_model_of_a_classifier(place):
     assert shown.exit_code == 0
     assert "bit for bit" in shown.stdout
     complain(run("verify", place.model, "--classifier", plain), 2, "is a classifier itself")
-    complain(run("verify", place.model, "--on", "cuda"), 2, "'cpu' only")
+    complain(run("verify", place.model, "--on", "gpu"), 2, "device 'gpu' is unknown")
     complain(run("verify", plain, "--preprocess", "none", "--range", "1", "-1"), 2, "range")
     complain(run("verify", plain, "--preprocess", "none", "--image", place.photos[0]), 2, "no preprocessing")
 
@@ -478,7 +478,7 @@ def test_score_gives_a_row_for_each_heatmap_metric_and_protocol(place):
     rows = rows_of(result)
     assert len(rows) == 3 * 3 * 5
     needed = {"image", "method", "metric", "value", "protocol", "target", "seed", "model_sha256", "image_sha256",
-              "reduction", "version"}  # fmt: skip
+              "reduction", "version", "on", "precision", "threads"}  # fmt: skip
     assert all(needed <= set(row) for row in rows)
     assert not any("curve" in row for row in rows)
     assert {(row["protocol"], row["reduction"]) for row in rows} == {

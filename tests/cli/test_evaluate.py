@@ -110,7 +110,7 @@ def test_what_is_written(place, recipe):
     ]
     for name in (
         "image", "model", "method", "metric", "value", "protocol", "target", "seed", "model_sha256", "image_sha256",
-        "reduction", "version", "curve",
+        "reduction", "version", "curve", "on", "precision", "threads",
     ):  # fmt: skip
         assert name in rows[0]
     assert json.loads(rows[0]["method_params"])["steps"] == 4

@@ -40,6 +40,9 @@ class Toy:
             "head": "softmax",
             "preprocess": None,
             "stopped": [],
+            "on": "cpu",
+            "precision": "fp32",
+            "threads": 1,
         }
 
     def read(self, photo: str) -> Array:
@@ -130,7 +133,7 @@ def test_a_key_tells_what_a_row_depends_on_and_nothing_else():
         evaluation(methods={"ig": IntegratedGradients(steps=6)}).key(Toy(), one, "ig", "rise"),
         evaluation(metrics={"rise": other}).key(Toy(), one, "ig", "rise"),
     ]
-    for name in ("model_sha256", "space", "head", "preprocess", "stopped"):
+    for name in ("model_sha256", "space", "head", "preprocess", "stopped", "on", "precision"):
         subject = Toy()
         subject.provenance[name] = "another"
         different.append(same.key(subject, one, "ig", "rise"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
 from onnxplain.errors import ExecutionError
@@ -20,6 +21,7 @@ class FunctionExecutor(Closing):
         self._fn: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = fn
         self.inputs = inputs
         self.outputs = outputs
+        self.facts: Mapping[str, Any] = {"runtime": "function", "version": ""}
 
     def __call__(self, feeds: Mapping[str, Array], /) -> Mapping[str, Array]:
         if self._fn is None:

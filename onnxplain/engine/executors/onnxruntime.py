@@ -1,55 +1,100 @@
-"""ONNX Runtime as an executor. The only file that imports it."""
+"""ONNX Runtime as an executor, on the CPU, CUDA and its other providers. The only file that imports it."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 
+from onnxplain.engine.executors.place import CPU, CUDA, Place
 from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
-from onnxplain.errors import BackendFailed, BackendMissing, ExecutionError
+from onnxplain.errors import BackendFailed, BackendMissing, DeviceMissing, ExecutionError, OutOfMemory, UsageError
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}  # where its names are not NumPy's
+CPU_PROVIDER = "CPUExecutionProvider"
+PROVIDERS = {CPU: CPU_PROVIDER, CUDA: "CUDAExecutionProvider"}
+LIBRARY = "library"  # the option that is ours: the file of a provider that comes as a plugin
+# What works out shapes, which the runtime keeps on the CPU on purpose.
+SHAPES = {"Shape", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Range", "ConstantOfShape", "Cast"}
+# How the runtime, CUDA and cuDNN word it; none of them has an error class of its own for it.
+OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation", "alloc_failed")
 
 
 class OnnxRuntimeExecutor(Closing):
-    """An ONNX Runtime session on the CPU.
+    """An ONNX Runtime session.
 
-    `threads` bounds the threads inside one operator (0: the runtime decides). `optimise=False` turns the graph
-    optimiser off, so that two graphs with a common half compute it bit for bit alike. `folder` is where weights lie
-    that the model has in files of their own.
+    `place` is the CPU, a CUDA device, or another provider by its name. `threads` bounds the threads inside one operator
+    (0: the runtime decides). `optimise=False` turns the graph optimiser off, so that two graphs with a common half
+    compute it bit for bit alike. `tf32` lets a GPU round products. `options` are the provider's own; `library` among
+    them is the file of a provider that comes as a plugin. `folder` is where weights lie that the model has in files of
+    their own.
+
+    `placement` counts the nodes of the optimised graph by provider, and `facts` has it too: nodes that a provider does
+    not run are run by the CPU, and nobody else would tell.
     """
 
     def __init__(
         self,
         model: onnx.ModelProto | bytes,
         *,
+        place: Place | None = None,
         threads: int = 0,
         optimise: bool = True,
+        tf32: bool = False,
+        options: Mapping[str, str] | None = None,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
+        place = place or Place(CPU)
         try:
             import onnxruntime as ort
         except ImportError as error:
-            raise BackendMissing("onnxruntime", "cpu") from error
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors only: warnings about unused initializers are not the user's business
+            raise BackendMissing("onnxruntime", CUDA if place.runtime == CUDA else CPU) from error
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.log_severity_level = 3  # errors only: warnings about unused initializers are not the user's business
         level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        settings.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.fspath(folder))
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", os.fspath(folder))
+        provider = PROVIDERS.get(place.runtime, place.runtime)
+        if provider != CPU_PROVIDER:
+            ort.set_default_logger_severity(4)  # fatal only: what fails is told by our errors
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):  # where some of it prints
+            listed = chosen(ort, settings, place, provider, dict(options or {}), tf32)
         data = model if isinstance(model, bytes) else model.SerializeToString()
         try:
-            self._session: Any = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            # Its own fallback would print, and run on the CPU.
+            self._session: Any = ort.InferenceSession(data, settings, providers=listed, enable_fallback=0)
         except Exception as error:  # the runtime's exceptions share no base class but Exception
-            raise BackendFailed(f"onnxruntime refused the model: {first_line(error)}") from error
-        self.version: str = ort.__version__
+            raise failed("refused the model", error) from error
+        self.placement = placement(self._session)
+        if provider not in self._session.get_providers() and provider not in self.placement:
+            why = f" ({said.getvalue().strip().splitlines()[0]})" if said.getvalue().strip() else ""
+            raise DeviceMissing(
+                f"ONNX Runtime could not start {provider} on {place}{why}; "
+                f"next: `onnxplain doctor --on {place}` tells what is missing"
+            )
+        if provider != CPU_PROVIDER:
+            tell(provider, on_cpu(self._session))
         self.inputs: Mapping[str, TensorSpec] = specs(self._session.get_inputs())
         self.outputs: Mapping[str, TensorSpec] = specs(self._session.get_outputs())
+        self.facts: Mapping[str, Any] = {
+            "runtime": "onnxruntime",
+            "version": ort.__version__,
+            "provider": provider,
+            "nodes": dict(self.placement),
+        }
 
     def __call__(self, feeds: Mapping[str, Array], /) -> Mapping[str, Array]:
         if self._session is None:
@@ -58,11 +103,86 @@ class OnnxRuntimeExecutor(Closing):
         try:
             values = self._session.run(None, dict(feeds))
         except Exception as error:
-            raise BackendFailed(f"onnxruntime failed while running the model: {first_line(error)}") from error
+            raise failed("failed while running the model", error) from error
         return dict(zip(self.outputs, values, strict=True))
 
     def close(self) -> None:
         self._session = None
+
+
+def chosen(
+    ort: Any, settings: Any, place: Place, provider: str, options: dict[str, str], tf32: bool
+) -> list[tuple[str, dict[str, str]]] | None:
+    """The providers to create a session with, by name; None for a plugin's devices, which `settings` is given."""
+    if LIBRARY in options:
+        plugin(ort, settings, place, provider, options)
+        return None
+    if provider not in ort.get_available_providers():
+        if place.runtime == CUDA:
+            raise BackendMissing("onnxruntime with CUDA (this one is for the CPU only)", CUDA)
+        raise DeviceMissing(
+            f"this build of ONNX Runtime has no {provider}, only {', '.join(ort.get_available_providers())}; "
+            f"next: install the package that has it, or name its plugin with --provider-option {LIBRARY}=FILE"
+        )
+    if place.runtime == CPU:
+        if options:
+            raise UsageError(f"provider options: the CPU has none, got {', '.join(options)}; next: leave them out")
+        return [(provider, {})]
+    if place.runtime == CUDA:
+        # CUDA from PyPI's packages is on no search path of the loader.
+        ort.preload_dlls(directory="")
+        options = {"device_id": str(place.device), "use_tf32": str(int(tf32))} | options
+    return [(provider, options), (CPU_PROVIDER, {})]
+
+
+def plugin(ort: Any, settings: Any, place: Place, provider: str, options: dict[str, str]) -> None:
+    """Register a plugin's library and give the session its device."""
+    library = options.pop(LIBRARY)
+
+    def devices() -> list[Any]:
+        return [device for device in ort.get_ep_devices() if device.ep_name == provider]
+
+    if not devices():
+        try:
+            ort.register_execution_provider_library(provider, os.path.abspath(library))
+        except Exception as error:
+            raise DeviceMissing(f"{library}: ONNX Runtime cannot load it as a provider: {first_line(error)}") from error
+        if not devices():
+            ort.unregister_execution_provider_library(provider)
+    if place.device >= len(devices()):
+        raise DeviceMissing(
+            f"{library}: it finds {len(devices())} devices of {provider} on this machine, and {place} was asked for; "
+            "next: check which hardware it is for"
+        )
+    settings.add_provider_for_devices([devices()[place.device]], options)
+
+
+def placement(session: Any) -> Counter[str]:
+    """How many nodes of the optimised graph each provider runs."""
+    count: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        count[part.ep_name] += len(part.get_nodes())
+    return count
+
+
+def on_cpu(session: Any) -> Counter[str]:
+    """How many nodes of each operator the CPU runs."""
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == CPU_PROVIDER]
+    return Counter(node.op_type for part in parts for node in part.get_nodes())
+
+
+def tell(provider: str, left: Counter[str]) -> None:
+    """Log which nodes a provider left to the CPU: a warning, unless they only work out shapes."""
+    if left:
+        ops = ", ".join(f"{op} x{count}" for op, count in sorted(left.items()))
+        level = logging.INFO if left.keys() <= SHAPES else logging.WARNING
+        log.log(level, "%s leaves %d nodes to the CPU: %s", provider, left.total(), ops)
+
+
+def failed(what: str, error: Exception) -> BackendFailed:
+    """The runtime's error as one of ours."""
+    kind = OutOfMemory if any(words in str(error).lower() for words in OUT_OF_MEMORY) else BackendFailed
+    return kind(f"onnxruntime {what}: {first_line(error)}")
 
 
 def specs(values: Any) -> dict[str, TensorSpec]:

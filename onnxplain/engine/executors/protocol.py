@@ -38,7 +38,11 @@ class Executor(Protocol):
     """A model, ready to run on one device. Not thread-safe unless it says so.
 
     Calling it with one array per input returns one array per output. Outputs may be views into buffers that the next
-    call overwrites: keep a copy of what you keep. After `close` (idempotent) a call raises `ExecutionError`.
+    call overwrites: keep a copy of what you keep. After `close` (idempotent) a call raises `ExecutionError`. A call
+    that the device has too little memory for raises `OutOfMemory`, and a smaller one may follow.
+
+    `facts` says what runs it, for the record: `runtime` and its `version`, and what else tells one run from another.
+    An executor that takes a limited number of rows has an attribute `most_rows`.
     """
 
     @property
@@ -46,6 +50,9 @@ class Executor(Protocol):
 
     @property
     def outputs(self) -> Mapping[str, TensorSpec]: ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
 
     def __call__(self, feeds: Mapping[str, Array], /) -> Mapping[str, Array]: ...
 

@@ -343,6 +343,7 @@ class ReferenceExecutor(Closing):
         constants = {tensor.name for tensor in model.graph.initializer}
         self.inputs: Mapping[str, TensorSpec] = specs(v for v in model.graph.input if v.name not in constants)
         self.outputs: Mapping[str, TensorSpec] = specs(model.graph.output)
+        self.facts: Mapping[str, Any] = {"runtime": "reference", "version": onnx.__version__}
 
     def __call__(self, feeds: Mapping[str, Array], /) -> Mapping[str, Array]:
         if self._evaluator is None:

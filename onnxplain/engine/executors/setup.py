@@ -1,0 +1,109 @@
+"""How models are run: where, how precisely, with how many threads. It starts the one runtime that was asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxplain.engine.executors.place import CPU, OPENVINO, Place
+from onnxplain.engine.executors.protocol import Executor
+from onnxplain.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class Precision(StrEnum):
+    """What numbers a model is computed in."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"  # float32 whose products are rounded to 10 bits, on GPUs: a switch of the runtime
+    FP16 = "fp16"  # these two are in the graph, see `adapters.gradient.precision`
+    BF16 = "bf16"
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """Raises `UsageError`."""
+        if text not in cls.__members__.values():
+            raise UsageError(f"precision {text!r} is unknown; next: use one of {', '.join(cls)}")
+        return cls(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How models are run.
+
+    `threads` are those of the runtime inside one operator (0: it decides). `options` are the runtime's own, by their
+    names there. `cache` is a folder for what takes long to build (None: nothing is kept). `batch_size` is the largest
+    batch that the runtime has to be ready for, where it has to know.
+    """
+
+    place: Place = field(default_factory=lambda: Place(CPU))
+    threads: int = 0
+    precision: Precision = Precision.FP32
+    options: Mapping[str, str] = field(default_factory=dict)
+    cache: Path | None = None
+    batch_size: int = 8
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        on: str = CPU,
+        precision: str = "fp32",
+        threads: int = 0,
+        provider_options: Mapping[str, str] | None = None,
+        cache: str | os.PathLike[str] | None = "auto",
+        batch_size: int = 8,
+    ) -> Setup:
+        """A setup from words, as `open` takes them. Raises `UsageError`."""
+        return cls(
+            place=Place.parse(on),
+            threads=threads,
+            precision=Precision.parse(precision),
+            options=dict(provider_options or {}),
+            cache=cache_folder() if cache == "auto" else None if cache is None else Path(cache),
+            batch_size=batch_size,
+        )
+
+    def __post_init__(self) -> None:
+        if self.precision is Precision.TF32 and self.place.runtime in (CPU, OPENVINO):
+            raise UsageError(f"precision tf32: there is none on {self.place}; next: use fp32, or a GPU")
+
+    def start(self, model: onnx.ModelProto | bytes, *, folder: str | os.PathLike[str] | None = None) -> Executor:
+        """A model ready to run. `folder` is where weights lie that it has in files of their own.
+
+        Raises:
+            BackendMissing: the runtime is not installed.
+            DeviceMissing: there is no such device, or its driver does not fit.
+            BackendFailed: the runtime refuses the model.
+        """
+        match self.place.runtime:
+            case "openvino":
+                from onnxplain.engine.executors.openvino import OpenVinoExecutor
+
+                return OpenVinoExecutor(model, threads=self.threads, options=self.options, folder=folder)
+            case "tensorrt" | "tensorrt-rtx":
+                raise NotImplementedError
+            case _:
+                from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
+
+                return OnnxRuntimeExecutor(
+                    model,
+                    place=self.place,
+                    threads=self.threads,
+                    tf32=self.precision is Precision.TF32,
+                    options=self.options,
+                    folder=folder,
+                )
+
+
+def cache_folder() -> Path:
+    """Where this platform keeps what can be made again."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("onnxplain")

@@ -1,0 +1,73 @@
+"""OpenVINO as an executor: through the front door, with weights in files, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+from frameworks import runtime
+
+import onnxplain as ox
+from onnxplain.engine.executors.setup import Setup
+from onnxplain.engine.methods import ISA, IntegratedGradients
+from onnxplain.errors import BackendFailed
+from onnxplain.models.preprocess import PreprocessSpec
+
+SPEC = PreprocessSpec.from_dict(tiny.SPEC)
+
+
+@pytest.fixture(autouse=True)
+def _there() -> None:
+    runtime("openvino", '"onnxplain[openvino]"')
+
+
+X = np.random.default_rng(0).random((5, 3, 8, 8)).astype(np.float32)
+
+
+def test_it_explains_as_onnx_runtime_does() -> None:
+    """Logits to float noise. An activation near 0 may fall on either side, which a path of points evens out."""
+    with (
+        ox.open(tiny.classifier(), preprocess=SPEC, on="openvino", threads=1) as there,
+        ox.open(tiny.classifier(), preprocess=SPEC, threads=1) as here,
+    ):
+        np.testing.assert_allclose(there.logits(X), here.logits(X), rtol=1e-5, atol=1e-5)
+        method = IntegratedGradients(steps=16)
+        for one, other in zip(there.explain(X, method), here.explain(X, method), strict=True):
+            np.testing.assert_allclose(one.attribution, other.attribution, atol=1e-4 * np.abs(other.attribution).max())
+        (one,) = there.explain(X[:1], ISA(k=48, t1=2, t2=2))
+        assert one.provenance["on"] == "openvino"
+        assert one.provenance["versions"].keys() == {"onnxplain", "openvino", "numpy", "python"}
+        assert one.provenance["runtime"]["device"]
+
+
+def test_a_gradient_model_is_verified_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(tiny.classifier(), path)
+    found = ox.verify(path, on="openvino", preprocess=SPEC)
+    assert found.on == "openvino"
+    assert found.passed
+
+
+def test_weights_in_files_are_found_and_no_others(tmp_path: Path) -> None:
+    model = tiny.classifier()
+    place = tmp_path / "m.onnx"
+    onnx.save(tiny.classifier(), place, save_as_external_data=True, location="m.data", size_threshold=0)
+    bare = onnx.load(place, load_external_data=False)
+    with Setup.of(on="openvino").start(bare, folder=tmp_path) as there, Setup().start(model) as here:
+        ((name, _),) = here.inputs.items()
+        np.testing.assert_allclose(there({name: X})["logits"], here({name: X})["logits"], rtol=1e-5, atol=1e-5)
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    for tensor in bare.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = "../m.data"
+    with pytest.raises(BackendFailed, match=r"weights in ../m.data: a file outside of the model's folder is not read"):
+        Setup.of(on="openvino").start(bare, folder=folder)
+
+
+def test_a_model_that_it_does_not_know_is_refused_in_one_line() -> None:
+    with pytest.raises(BackendFailed, match=r"^openvino refused the model: .+") as caught:
+        Setup.of(on="openvino").start(tiny.classifier(extra=["Strange"]))
+    assert "\n" not in str(caught.value)
