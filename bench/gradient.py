@@ -1,153 +1,216 @@
-"""What a gradient costs: our gradient model against a plain forward call on ONNX Runtime, and against PyTorch eager.
+"""What a gradient costs: our gradient model against a forward call on ONNX Runtime, PyTorch eager, and onnx-ad.
 
-    python bench/gradient.py                        # ResNet-50 (needs torch), batch 8
-    python bench/gradient.py MODEL.onnx             # your own classifier, without PyTorch
+    python -m bench.gradient                        # all of bench/nets.py, batch 8
+    python -m bench.gradient resnet50 vgg16
+    python -m bench.gradient MODEL.onnx             # your own classifier, without PyTorch
 
-All three run in one process, in turn, so that a noisy machine hurts them alike; ratios are medians of the ratios of
-each round. PyTorch gets its best case: parameters frozen, only the input's gradient, the faster of its two memory
-layouts. Peak memory comes from processes of their own, which run nothing else.
+All run in one process, in turn, so that a noisy machine hurts them alike; ratios are medians of the ratios of each
+round. PyTorch gets its best case: parameters frozen, only the input's gradient, the faster of its two memory layouts.
+onnx-ad, if it is installed, gets a model of this very batch size, for it takes no other. Peak memory comes from
+processes of their own, which run nothing else; it is what they have beyond their imports.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
+from typing import Any
 
 import click
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
+from bench.measure import Call, forget_peak, in_own_process, note, ratio, report, resident, rounds, table
 from onnxplain.adapters.gradient.classifier import forward_model, gradient_model
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 
-Call = Callable[[], object]
+LAYOUTS = {"torch contiguous": "contiguous_format", "torch channels_last": "channels_last"}
+CLASS = 0
+RIGHT = 0.99  # the least cosine of two gradients that are the same but for rounding across kinks
 
 
 def onnx_call(path: Path, batch: int, threads: int) -> Call:
-    """One call of a model file, forward or gradient, on random images."""
+    """One call of a model file: forward, gradient, or the adjoint that onnx-ad wrote."""
     executor = OnnxRuntimeExecutor(path.read_bytes(), threads=threads)
-    rng = np.random.default_rng(0)
-    shapes = {name: (batch, *spec.shape[1:]) for name, spec in executor.inputs.items()}
-    feeds = {
-        name: rng.standard_normal(shape).astype(np.float32)
-        if len(shape) == 4
-        else np.zeros(shape, executor.inputs[name].dtype)
-        for name, shape in shapes.items()
-    }
-    if "onnxplain_target" in feeds:
-        feeds["onnxplain_target"][:, 0] = 1
+    feeds = {}
+    for name, spec in executor.inputs.items():
+        shape = [batch, *(1 if d == "nadj" else d for d in spec.shape[1:])]
+        feeds[name] = inputs(tuple(shape)) if len(shape) == 4 else np.zeros(shape, spec.dtype)
+        if name != "onnxplain_objective" and len(shape) != 4:
+            feeds[name][:, CLASS] = 1
     return lambda: executor(feeds)
 
 
-def torch_calls(net_name: str, batch: int, threads: int) -> dict[str, Call]:
-    """The same gradient in PyTorch eager, in both memory layouts."""
+def inputs(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def torch_call(name: str, layout: str, batch: int, threads: int) -> Call:
+    """The same gradient in PyTorch eager, in one of its memory layouts."""
     import torch
-    from nets import NETS
+
+    from bench.nets import net_of, size_of
 
     torch.set_num_threads(threads)
+    format = getattr(torch, LAYOUTS[layout])
+    net = net_of(name).to(memory_format=format)
+    x = torch.from_numpy(inputs((batch, 3, *[size_of(name)] * 2))).to(memory_format=format)
 
-    def call(layout: torch.memory_format) -> Call:
-        net = NETS[net_name]().to(memory_format=layout)
-        x = torch.randn(batch, 3, 224, 224).to(memory_format=layout)
+    def gradient() -> object:
+        leaf = x.detach().requires_grad_()
+        (found,) = torch.autograd.grad(net(leaf)[:, CLASS].sum(), leaf)
+        return {"gradient": found.numpy()}
 
-        def gradient() -> object:
-            leaf = x.detach().requires_grad_()
-            score = net(leaf)[:, 0].sum()
-            return torch.autograd.grad(score, leaf)
-
-        return gradient
-
-    return {
-        "torch contiguous": call(torch.contiguous_format),
-        "torch channels_last": call(torch.channels_last),
-    }
+    return gradient
 
 
-def rounds(calls: dict[str, Call], repeat: int) -> dict[str, list[float]]:
-    """Seconds of each call, `repeat` rounds in turn, after one that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(repeat + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def peak_mib(argument: list[str]) -> float:
-    """Peak resident memory of a process that makes three calls of one kind, beyond what it had before."""
-    out = subprocess.run([sys.executable, __file__, *argument], check=True, capture_output=True, text=True).stdout
-    return float(out.splitlines()[-1])
-
-
-def resident(peak: bool) -> float:
-    """Resident memory of this process in MiB, now or at its highest. (getrusage would count the parent's too.)"""
-    field = "VmHWM" if peak else "VmRSS"
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def write(model: Path | None, net: str, halves: dict[str, Path]) -> None:
-    """Write both halves of the classifier: that of the given file, or of a network of ours."""
-    if model is None:
-        from nets import NETS, export
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter announces its successor
-            gradient = gradient_model(export(NETS[net]()))
+def write(what: str, batch: int, folder: Path) -> tuple[dict[str, Path], str | None]:
+    """Write what ONNX Runtime is to run, by kind; and why onnx-ad is not there, if it is not."""
+    if what.endswith(".onnx"):
+        classifier = onnx.load(what)
     else:
-        gradient = gradient_model(model)
-    onnx.save(gradient, halves["gradient"])
-    onnx.save(forward_model(gradient), halves["forward"])
+        from bench.nets import onnx_of
+
+        classifier = onnx_of(what)
+    gradient = gradient_model(classifier)
+    models = {"forward": forward_model(gradient), "gradient": gradient}
+    why = None
+    try:
+        models["onnx-ad"] = adjoint(classifier, batch)
+    except Exception as error:  # not installed, or one of its many reasons to refuse a model
+        why = f"{type(error).__name__}: {error}"
+    files = {}
+    for kind, model in models.items():
+        files[kind] = folder / f"{kind}.onnx"
+        onnx.save(model, files[kind])
+    return files, why
+
+
+def adjoint(classifier: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """onnx-ad's reverse mode, at one batch size."""
+    from onnx_ad import reverse
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(classifier)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    del fixed.graph.value_info[:]
+    made: onnx.ModelProto = reverse(onnx.shape_inference.infer_shapes(fixed), layout="onnx")
+    return made
+
+
+def measure(what: str, batch: int, repeat: int, threads: int, memory: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        files, why = write(what, batch, Path(folder))
+        calls = {kind: onnx_call(path, batch, threads) for kind, path in files.items()}
+        if not what.endswith(".onnx"):
+            calls |= {layout: torch_call(what, layout, batch, threads) for layout in LAYOUTS}
+        agree = {kind: cosine(call(), calls["gradient"]()) for kind, call in calls.items() if kind != "forward"}
+        seconds = rounds(calls, repeat)
+        peak = {}
+        if memory:
+            common = ("--batch", batch, "--threads", threads, "--only")
+            peak = {
+                kind: in_own_process("bench.gradient", files.get(kind, what), *common, kind)["peak_mib"]
+                for kind in calls
+            }
+    found: dict[str, Any] = {
+        "median_seconds": {kind: median(s) for kind, s in seconds.items()},
+        "gradient_to_forward": ratio(seconds["gradient"], seconds["forward"]),
+        "to_gradient": {kind: ratio(s, seconds["gradient"]) for kind, s in seconds.items()},
+        "cosine": agree,
+        "peak_mib": peak,
+    }
+    ours = [layout for layout in LAYOUTS if layout in seconds]
+    if ours:
+        found["torch"] = min(ours, key=lambda layout: found["median_seconds"][layout])
+    if why is not None:
+        found["onnx_ad_missing"] = why
+    return found
+
+
+def cosine(a: Any, b: Any) -> float:
+    """Of two gradients, whatever the calls call them."""
+    u, v = (next(np.ravel(y[n]) for n in y if n in ("gradient", "adj_input")).astype(np.float64) for y in (a, b))
+    return float(u @ v / np.linalg.norm(u) / np.linalg.norm(v))
+
+
+def peak(what: str, kind: str, batch: int, threads: int) -> float:
+    """Peak resident memory of three calls of one kind, in MiB beyond what the imports took."""
+    if kind in LAYOUTS:
+        import bench.nets  # noqa: F401
+
+        before = resident(peak=False)
+        call = torch_call(what, kind, batch, threads)
+        forget_peak()  # drawing the weights is no part of it
+    else:
+        import onnxruntime  # noqa: F401
+
+        before = resident(peak=False)
+        call = onnx_call(Path(what), batch, threads)
+    for _ in range(3):
+        call()
+    return resident(peak=True) - before
+
+
+def summary(nets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Over all nets: how many times faster our gradient is, on the geometric mean and where it is least.
+
+    A gradient that is another one does not count.
+    """
+
+    def right(net: Mapping[str, Any], kind: str | None) -> float | None:
+        return net["to_gradient"].get(kind) if net["cosine"].get(kind, 0) >= RIGHT else None
+
+    found = {}
+    for name, kind in (("torch", None), ("onnx_ad", "onnx-ad")):
+        known = [right(net, kind or net.get("torch")) for net in nets.values()]
+        known = [t for t in known if t is not None]
+        if known:
+            found[f"{name}_geometric_mean"], found[f"{name}_least"] = geometric_mean(known), min(known)
+    return found
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    head = ["net", "forward, s", "gradient, s", "gradient / forward", "PyTorch / gradient", "its layout",
+            "onnx-ad / gradient", "its cosine", "peak MiB: ours", "PyTorch", "onnx-ad"]  # fmt: skip
+    rows = []
+    for name, net in document["nets"].items():
+        seconds, times, memory = net["median_seconds"], net["to_gradient"], net["peak_mib"]
+        torch, theirs = net.get("torch", ""), net["cosine"].get("onnx-ad")
+        ours = [name, seconds["forward"], seconds["gradient"], net["gradient_to_forward"]]
+        others = [times.get(torch), torch.removeprefix("torch "), times.get("onnx-ad"), theirs]
+        rows.append([*ours, *others, *(memory.get(kind) for kind in ("gradient", torch, "onnx-ad"))])
+    return table(head, rows)
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path, exists=True), required=False)
-@click.option("--net", default="resnet50", show_default=True, help="Network to compare with PyTorch, without MODEL.")
+@click.argument("nets", nargs=-1)
 @click.option("-b", "--batch", default=8, show_default=True)
 @click.option("--repeat", default=9, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--only", hidden=True, help="Make three calls of this kind and print the peak memory in MiB.")
-def main(model: Path | None, net: str, batch: int, repeat: int, threads: int, only: str | None) -> None:
+@click.option("--memory/--no-memory", default=True, show_default=True)
+@click.option("--markdown", "as_table", is_flag=True, help="Print a table too.")
+@click.option("--only", hidden=True, help="Make three calls of this kind and print the peak memory.")
+def main(
+    nets: tuple[str, ...], batch: int, repeat: int, threads: int, memory: bool, as_table: bool, only: str | None
+) -> None:
     if only:
-        before = resident(peak=False)
-        call = torch_calls(net, batch, threads)[only] if model is None else onnx_call(model, batch, threads)
-        for _ in range(3):
-            call()
-        click.echo(resident(peak=True) - before)
+        click.echo(f'{{"peak_mib": {peak(nets[0], only, batch, threads)}}}')
         return
-    with tempfile.TemporaryDirectory() as folder:
-        halves = {role: Path(folder, f"{role}.onnx") for role in ("forward", "gradient")}
-        write(model, net, halves)
-        calls = {role: onnx_call(path, batch, threads) for role, path in halves.items()}
-        if model is None:
-            calls |= torch_calls(net, batch, threads)
-        seconds = rounds(calls, repeat)
-        common = [f"--net={net}", f"--batch={batch}", f"--threads={threads}"]
-        peak = {
-            name: peak_mib([*([str(halves[name])] if name in halves else []), *common, f"--only={name}"])
-            for name in calls
-        }
-    result = {
-        "model": str(model or net), "batch": batch, "threads": threads, "repeat": repeat,
-        "median_seconds": {name: median(s) for name, s in seconds.items()},
-        "ratio_to_gradient": {
-            name: median(a / b for a, b in zip(s, seconds["gradient"], strict=True)) for name, s in seconds.items()
-        },
-        "gradient_to_forward": median(
-            g / f for g, f in zip(seconds["gradient"], seconds["forward"], strict=True)
-        ),
-        "peak_mib": peak,
-    }  # fmt: skip
-    click.echo(json.dumps(result, indent=2))
+    if not nets:
+        from bench.nets import SIZES
+
+        nets = tuple(SIZES)
+    about = {"batch": batch, "threads": threads, "repeat": repeat, "nets": {}}
+    with report(markdown if as_table else None, **about) as document:
+        for net in nets:
+            note(net)
+            document["nets"][net] = measure(net, batch, repeat, threads, memory)
+            document["summary"] = summary(document["nets"])
 
 
 if __name__ == "__main__":

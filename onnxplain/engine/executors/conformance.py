@@ -84,7 +84,7 @@ def check_rows(executor: Executor, feeds: Mapping[str, Array], tolerance: float)
     for row in range(BATCH):
         alone = executor({name: array[row : row + 1] for name, array in feeds.items()})
         for name, array in alone.items():
-            gap = np.abs(array[0] - batch[name][row]).max(initial=0)
+            gap = np.abs(np.subtract(array[0], batch[name][row], dtype=np.float64)).max(initial=0)
             allowed = tolerance * np.abs(batch[name]).max(initial=0)
             assert gap <= allowed, f"output {name}: row {row} of a batch is {gap:.3g} from the same row alone"
 

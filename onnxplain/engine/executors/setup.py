@@ -81,6 +81,7 @@ class Setup:
             BackendMissing: the runtime is not installed.
             DeviceMissing: there is no such device, or its driver does not fit.
             BackendFailed: the runtime refuses the model.
+            OutputError: a cache folder that is needed cannot be written to.
         """
         match self.place.runtime:
             case "openvino":
@@ -88,7 +89,17 @@ class Setup:
 
                 return OpenVinoExecutor(model, threads=self.threads, options=self.options, folder=folder)
             case "tensorrt" | "tensorrt-rtx":
-                raise NotImplementedError
+                from onnxplain.engine.executors.tensorrt import TensorRTExecutor
+
+                return TensorRTExecutor.build(
+                    model,
+                    place=self.place,
+                    most_rows=self.batch_size,
+                    tf32=self.precision is Precision.TF32,
+                    options=self.options,
+                    cache=self.cache,
+                    folder=folder,
+                )
             case _:
                 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 
