@@ -135,6 +135,7 @@ def test_onnx_runtime_gives_the_gradient_of_float64_and_the_forward_values_bit_f
         np.testing.assert_allclose(got, want, rtol=0, atol=64 * EPS32 * np.abs(want).max())
 
 
+TINY = float(np.finfo(np.float32).smallest_subnormal)
 EDGES = [  # operator, bounds, and where its slope in float32 jumps
     ("Relu", (), 0.0),
     ("Clip", (0.0, 6.0), 0.0),
@@ -142,6 +143,13 @@ EDGES = [  # operator, bounds, and where its slope in float32 jumps
     ("Clip", (-0.1, 1e-7), 1e-7),
     ("Clip", (-1e30, 3.0), -1e30),
     ("Clip", (-1.0, 1e-25), 1e-25),
+    ("Clip", (-1.0, 0.0), -1.0),
+    ("Clip", (-1.0, 0.0), 0.0),
+    ("Clip", (0.0, TINY), 0.0),
+    ("Clip", (0.0, 2 * TINY), 2 * TINY),
+    ("Clip", (-3e38, 3e38), 3e38),
+    ("Clip", (6.0, 6.0), 6.0),
+    ("Clip", (6.0, 5.0), 5.0),
 ]
 
 
@@ -152,14 +160,31 @@ def test_masks_are_exact_next_to_a_kink_in_float32(op: str, bounds: tuple[float,
     near = np.asarray(
         [edge, np.nextafter(np.float32(edge), -np.inf), np.nextafter(np.float32(edge), np.inf)], np.float32
     )
-    x = np.concatenate([near, np.asarray([edge - 1, edge + 1, 1e38, -1e38, 1e-30, -1e-30], np.float32)])[None]
-    sample = Sample(op, (x, *(Const(np.asarray(b)) for b in bounds)), free=())
-    model = differentiate(sample.model(np.float32))
-    g = np.full(x.shape, 3.0, np.float32)
-    for optimise in (False, True):
-        out = OnnxRuntimeExecutor(model, threads=1, optimise=optimise)({"x0": x, "grad_y0": g})["grad_x0"]
-        inside = (x > np.float32(low)) & (x < np.float32(high))
-        np.testing.assert_array_equal(out, np.where(inside, g, 0))
+    far = [edge - 1, edge + 1, 1e38, -1e38, 1e-30, -1e-30, TINY, -TINY, 0.0]
+    x = np.concatenate([near, np.asarray(far, np.float32)])[None]
+    for picture in (x, np.repeat(x[:, None, :, None], 16, axis=1)):
+        constants = [Const(np.asarray(b)) for b in bounds]
+        model = differentiate(Sample(op, (picture, *constants), free=()).model(np.float32))
+        if picture.ndim == 4:
+            model = between_convolutions(model)
+        g = np.full(picture.shape, 3.0, np.float32)
+        for optimise in (False, True):
+            out = OnnxRuntimeExecutor(model, threads=1, optimise=optimise)({"x0": picture, "grad_y0": g})["grad_x0"]
+            inside = (picture > np.float32(low)) & (picture < np.float32(high))
+            np.testing.assert_array_equal(out, np.where(inside, g, 0))
+
+
+def between_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with a convolution by 1 of each channel behind both inputs: what follows is in the blocked layout."""
+    graph = model.graph
+    one = onnx.numpy_helper.from_array(np.ones((16, 1, 1, 1), np.float32), "one")
+    graph.initializer.append(one)
+    for name in ("x0", "grad_y0"):
+        for node in graph.node:
+            node.input[:] = [f"blocked_{name}" if given == name else given for given in node.input]
+        graph.node.insert(0, onnx.helper.make_node("Conv", [name, "one"], [f"blocked_{name}"], group=16))
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 @every_sample

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxplain.adapters.gradient.expr import PREFIX, Emit, Expr
+from onnxplain.adapters.gradient.parts import put_together_late
 from onnxplain.adapters.gradient.prepare import blaming, check, prepare
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.gradient.registry import DEFAULT, Rules, needs_reference
@@ -159,6 +160,7 @@ def make_way(graph: ir.Graph, names: Set[str]) -> None:
 
 def finish(model: ir.Model) -> ir.Model:
     """Drop what is not used and check the rest, strictly."""
+    put_together_late(model)
     passes.RemoveUnusedNodesPass()(model)
     fold_scales(model.graph)
     passes.RemoveUnusedNodesPass()(model)

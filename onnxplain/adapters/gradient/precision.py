@@ -28,7 +28,7 @@ from onnxplain.adapters.gradient.narrow import HEAVY, ancestors, descendants, na
 from onnxplain.adapters.gradient.objective import COTANGENT
 from onnxplain.adapters.gradient.prepare import infer_shapes, raised
 from onnxplain.adapters.gradient.read import from_message, refusing
-from onnxplain.adapters.gradient.rules.mask import SCALE, as_number
+from onnxplain.adapters.gradient.rules.mask import SCALE, as_number, bounds_of
 from onnxplain.adapters.gradient.sweep import label
 from onnxplain.engine.drive import REFERENCE, TARGET
 from onnxplain.engine.executors.setup import Precision
@@ -55,7 +55,7 @@ def in_precision(model: Model, precision: str, *, folder: str | os.PathLike[str]
 
     Raises:
         InvalidModel: the model cannot be read.
-        UsageError: there is no such precision; the model has another one already; it has multipliers; it was not made by
+        UsageError: there is no such precision; the model has another one already; it has multipliers; it is not of
             this version; or its weights do not fit into a message, in half precision neither.
     """
     precision = Precision.parse(precision)
@@ -134,7 +134,10 @@ def masks_as_comparisons(emit: Emit) -> None:
         x, y = node.inputs[0], node.outputs[0]
         if abs(alpha) != SCALE or x is None:
             continue
-        if x not in masks:
+        if (found := bounds_of(node)) is not None:
+            e, low, high = Expr(emit, found[0]), *found[1:]
+            x = as_number(op("And", e > low, e < high), e).value
+        elif x not in masks:
             e, bound = Expr(emit, x), -beta / alpha
             x = as_number(e > bound if alpha > 0 else e < bound, e).value
             masks.add(x)

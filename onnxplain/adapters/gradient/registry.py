@@ -49,12 +49,12 @@ REFUSED: dict[str, str] = {}  # operator type, with its domain -> why there will
 
 ALLOWED = frozenset(
     (
-        "Add", "AveragePool", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "Div",
+        "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "Div",
         "Equal", "Erf", "Exp", "Expand", "Gather", "GatherElements", "Gemm", "Greater", "HardSigmoid", "Identity",
         "Less", "Log", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "Not", "OneHot", "Pad", "Pow", "ReduceMax",
-        "ReduceMean", "ReduceProd", "ReduceSum", "Reshape", "ReverseSequence", "Shape", "Sigmoid", "Sign", "Sin",
-        "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Trilu", "Unsqueeze",
-        "Where",
+        "ReduceMean", "ReduceProd", "ReduceSum", "Relu", "Reshape", "ReverseSequence", "Shape", "Sigmoid", "Sign",
+        "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Trilu",
+        "Unsqueeze", "Where",
     )
 )  # fmt: skip
 

@@ -20,8 +20,8 @@ from onnxplain.adapters.gradient import rules as _rules  # noqa: F401  (fills th
 from onnxplain.adapters.gradient.body import emit_body, has_body
 from onnxplain.adapters.gradient.control import subgraphs, why_left
 from onnxplain.adapters.gradient.expr import Emit, Expr, UnsupportedCase
-from onnxplain.adapters.gradient.layout import added
 from onnxplain.adapters.gradient.registry import DEFAULT, EXPANSIONS, NO_GRADIENT, REFUSED, Entry, Rules, refusal
+from onnxplain.adapters.gradient.stretches import total
 from onnxplain.errors import Gap, NotDifferentiable
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -176,7 +176,7 @@ def pull_back(
             missing.append(found)
             contributions = [] if stop else zeros(emit, [x for x in reads(node) if x in active])
         for value, g in contributions:
-            sums[value] = added(sums[value], g) if value in sums else g
+            sums[value] = total(sums[value], g) if value in sums else g
     return {x: sums[x].expand(Expr(emit, x)) for x in wrt if x in sums}, missing[::-1]
 
 

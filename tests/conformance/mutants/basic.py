@@ -10,6 +10,7 @@ from unittest.mock import patch
 import numpy as np
 
 from onnxplain.adapters.gradient.expr import Expr, concat, op, where
+from onnxplain.adapters.gradient.parts import PARTED, Grid
 from onnxplain.adapters.gradient.registry import DEFAULT
 from onnxplain.adapters.gradient.rules.reduce import kept, reduced_axes
 from onnxplain.adapters.gradient.rules.window import Phase, Window
@@ -60,6 +61,25 @@ def conv_in_parts(change: Callable[[Phase], Phase] = lambda phase: phase, turn: 
         with patch.object(Window, "phases", changed):
             image, *others = RIGHT["Conv"](*args, **attributes)
             return image(), *others
+
+    return rule
+
+
+def parted(change: Callable[[Grid, Any], tuple[Grid, Any]]) -> Callable[..., Any]:
+    """A strided Conv of single channels that puts the parts of its cotangent together in another way."""
+
+    def rule(*args: Any, **attributes: Any) -> Any:
+        image, *rest = RIGHT["Conv"](*args, **attributes)
+
+        def spoilt() -> Expr:
+            right: Expr = image()
+            if PARTED not in right.value.meta:
+                return right
+            made = right.value.meta[PARTED]
+            grid, parts = change(made.grid, made.parts)
+            return grid.together([Expr(right.emit, part) for part in parts])
+
+        return (spoilt, *rest)
 
     return rule
 
@@ -222,6 +242,15 @@ MUTANTS: dict[str, tuple[str, Callable[..., Any]]] = {
     ),
     "Conv: parts undilated": ("Conv", conv_in_parts(undilated)),
     "Conv: pads swapped": ("Conv", swapped_pads("Conv")),
+    "Conv: parts in reverse": ("Conv", parted(lambda grid, parts: (grid, parts[::-1]))),
+    "Conv: rows of parts for columns": (
+        "Conv",
+        parted(lambda grid, parts: (grid, [parts[j * grid.stride + i] for i, j in grid.residues])),
+    ),
+    "Conv: parts one pixel off": (
+        "Conv",
+        parted(lambda grid, parts: (replace(grid, offsets=(grid.offsets[0] - 1, grid.offsets[1])), parts)),
+    ),
     "MaxPool: last maximum": ("MaxPool", last_hit),
     "MaxPool: twice": ("MaxPool", every_hit),
     "MaxPool: pads swapped": ("MaxPool", swapped_pads("MaxPool")),

@@ -72,6 +72,7 @@ KINKED = [
     node("Clip", away_from([-1], 3, 8), np.asarray(-1.0), label="lower bound"),
     node("Clip", away_from([1], 3, 8), None, np.asarray(1.0), label="upper bound"),
     node("Clip", away_from([1], 3, 8), np.asarray(2.0), np.asarray(1.0), label="bounds that cross"),
+    node("Clip", away_from([0, 2], 2, 3, 4, 2), scalar(0), scalar(2), label="of a picture"),
     node("Max", distinct(3, 4)),
     node("Max", distinct(3, 4), 0.01 + distinct(4)),
     node("Max", normal(3, 4), other(3, 4), between(-1, 1, 2, 1, 4), free=()),

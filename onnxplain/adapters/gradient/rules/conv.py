@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, op
+from onnxplain.adapters.gradient.parts import Grid
 from onnxplain.adapters.gradient.registry import vjp
 from onnxplain.adapters.gradient.rules.places import constant
 from onnxplain.adapters.gradient.rules.window import Phase, Window, unfold, windows
@@ -50,6 +51,8 @@ def conv(
     def image() -> Expr:
         if w.constant is not None and all(window.stride == 1 for window in along):
             return flipped_conv(g, w.constant, group, along)
+        if w.constant is not None and group == w.size(0) == x.size(1) and can_part(along):
+            return depthwise_conv(g, w.constant, along)
         parts = parted_conv(g, w.constant, group, along) if w.constant is not None and in_parts(along) else None
         return transposed_conv(g, w, group, along) if parts is None else parts
 
@@ -115,6 +118,38 @@ def parted_conv(g: Expr, w: Any, group: int, along: list[Window]) -> Expr | None
         return padded_conv(g, turned[..., *taps], group, dilations, befores, afters)
 
     return image([])
+
+
+def can_part(along: list[Window]) -> bool:
+    """Whether `depthwise_conv` knows the windows: of a picture, with one stride, and a tap for each residue."""
+    first = along[0]
+    return len(along) == 2 and all(
+        window.dilation == 1 and window.stride == first.stride <= window.kernel for window in along
+    )
+
+
+def depthwise_conv(g: Expr, w: Any, along: list[Window]) -> Expr:
+    """Any stride, each channel by itself:  x̄ in parts by the residues of its pixels (see `Grid`), each a plain Conv.
+
+    In one dimension, with x̄[i] = Σ_a W[a] ȳ[o] over all  o s + a - p = i  and  i = s q + r - (p + s k):  a = r + s m,
+    o = q - k - m. So part r is Conv(ȳ, every s-th tap from r on, turned round), with k + taps - 1 zeros before.
+    """
+    stride = along[0].stride
+    ahead = [max(-((window.before + 1 - stride) // stride), 0) for window in along]  # k, for offsets from s - 1 on
+    sizes = tuple(window.size for window in along)
+    offsets = tuple(window.before + stride * k for window, k in zip(along, ahead, strict=True))
+    counts = tuple(-(-(size + offset) // stride) for size, offset in zip(sizes, offsets, strict=True))
+    grid = Grid(stride=stride, offsets=offsets, counts=counts, sizes=sizes)
+    afters = [count - window.count - k for window, count, k in zip(along, counts, ahead, strict=True)]
+    for axis, after in enumerate(afters, start=2):
+        g = g.pad(axis, 0, min(after, 0))  # windows in the padding alone: they saw no input
+    parts = []
+    for i, j in grid.residues:
+        taps = w[:, :, i::stride, j::stride]
+        befores = [k + taken - 1 for k, taken in zip(ahead, taps.shape[2:], strict=True)]
+        kernel = g.emit.constant(np.flip(taps, axis=(2, 3)))
+        parts.append(op("Conv", g, kernel, group=len(w), pads=[*befores, *(max(after, 0) for after in afters)]))
+    return grid.together(parts)
 
 
 def transposed_conv(g: Expr, w: Expr, group: int, along: list[Window]) -> Expr:

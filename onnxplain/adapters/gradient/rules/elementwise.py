@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient.expr import Expr, UnsupportedCase, add_all, op, where
 from onnxplain.adapters.gradient.registry import Rule, define, no_gradient, vjp
-from onnxplain.adapters.gradient.rules.mask import above, below, reaches, where_above
+from onnxplain.adapters.gradient.rules.mask import above, below, between, reaches, where_above
 
 define(
     {
@@ -47,7 +47,7 @@ define(
         "Sigmoid": lambda g, y, x: g * y * (1 - y),
         "Softplus": lambda g, y, x: g * op("Sigmoid", x),
         "Softsign": lambda g, y, x: g * (1 - y * op("Sign", y)) * (1 - y * op("Sign", y)),
-        "Erf": lambda g, y, x: g * (2 / math.sqrt(math.pi)) * op("Exp", -x * x),
+        "Erf": lambda g, y, x: g * op("Exp", math.log(2 / math.sqrt(math.pi)) - x * x),
         "Relu": lambda g, y, x: where_above(g, y, 0.0),
         "Cast": lambda g, y, x, *, to, saturate=1, round_mode="up": g.cast(x.value.dtype),
         "CastLike": lambda g, y, x, like, *, saturate=1, round_mode="up": (g.cast(x.value.dtype), like.zero),
@@ -88,12 +88,11 @@ def clip(g: Expr, y: Expr, x: Expr, low: Expr | None = None, high: Expr | None =
     def upper() -> Expr | None:
         return None if high is None else g * (1 - below(y, high))
 
-    inside = g
+    if low is not None and high is not None:
+        return g * between(y, low, high), lower, upper
     if low is not None:
-        inside = inside * above(y, low)
-    if high is not None:
-        inside = inside * below(y, high)
-    return inside, lower, upper
+        return g * above(y, low), lower
+    return g if high is None else g * below(y, high), None, upper
 
 
 @vjp("Dropout", broadcastable=True)
