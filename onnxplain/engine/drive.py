@@ -394,6 +394,7 @@ class LineWork:
         self.value = np.empty((lines, self.steps), model.dtype)
         self.sum = np.zeros((lines, *model.image_shape), model.dtype)
         self.valid = np.zeros_like(self.sum) if request.validity else None
+        self.credible = Credible(request) if request.validity else None
         self.scratch = np.empty(model.image_shape, model.dtype)
 
     def write(self, row: int, out: Array) -> None:
@@ -406,8 +407,8 @@ class LineWork:
         gradient = outputs["gradient"][at]
         self.value[i, j] = outputs["value"][at]
         np.multiply(gradient, self.points.dtype.type(self.request.weights[i, j]), out=self.scratch)
-        if self.valid is not None:
-            valid = is_valid(self.request, i, j, gradient)
+        if self.valid is not None and self.credible is not None:
+            valid = self.credible.valid(i, j, gradient)
             self.scratch *= valid
             self.valid[i] += valid
         self.sum[i] += self.scratch
@@ -417,21 +418,26 @@ class LineWork:
         return PathSum(value=self.value, gradient=self.sum, count=count)
 
 
-def is_valid(line: Line, i: int, j: int, gradient: Array) -> Array:
-    """The features for which point `j` of path `i` is valid; see `Validity`."""
-    assert line.reference is not None
-    remaining = line.step[i] * line.step.dtype.type(1 - line.t[i, j])  # x - x~
-    match line.validity:
-        case Validity.LITERAL:
-            ours, theirs = line.reference, remaining * gradient
-        case Validity.PATH:
-            ours, theirs = line.step[i] * line.reference, remaining * gradient
-        case _:
-            ours, theirs = line.reference, gradient
-    same_sign = np.sign(ours) == np.sign(theirs)
-    if line.validity is Validity.SIGN_ONLY:
-        return np.asarray(same_sign)
-    return np.asarray(same_sign & (np.abs(ours) > np.abs(theirs)))
+class Credible:
+    """Which points of the paths of a line are valid, feature by feature; see `Validity`."""
+
+    def __init__(self, line: Line) -> None:
+        assert line.reference is not None
+        self.line = line
+        ours = line.step * line.reference if line.validity is Validity.PATH else line.reference[None]
+        self.sign = np.broadcast_to(np.sign(ours), line.step.shape)
+        self.magnitude = np.broadcast_to(np.abs(ours), line.step.shape)
+
+    def valid(self, i: int, j: int, gradient: Array) -> Array:
+        """The features for which point `j` of path `i` is."""
+        line, theirs = self.line, gradient
+        if line.validity in (Validity.LITERAL, Validity.PATH):
+            remaining = line.step[i] * line.step.dtype.type(1 - line.t[i, j])  # x - x~
+            theirs = np.multiply(remaining, gradient, out=remaining)
+        if line.validity is Validity.SIGN_ONLY:
+            return np.asarray(self.sign[i] == np.sign(theirs))
+        turned = theirs * self.sign[i]  # of our sign where it is positive, and then smaller where it is below ours
+        return np.asarray((turned > 0) & (turned < self.magnitude[i]))
 
 
 def rows_for(objective: Objective, classes: Array, model: Model) -> Array:

@@ -174,8 +174,10 @@ class CrediblePath:
         low, high, span = (fact.astype(x.dtype) for fact in (space.low, space.high, space.span))
         objective = self.loss(logits, task.head)
         starts = self.begin(x, space)
+        fence = Fence(x, low, high, self.delta, self.constraint)
         if not self.literal:
-            self.keep_away(starts, x, low, high)
+            for start in starts:
+                fence.keep_away(start)
         searches = [Search(point=start, best=start.copy()) for start in starts]
         # |x' - x| is a difference of two rounded numbers, so it may miss delta by their last digit
         slack = 2 * np.finfo(x.dtype).eps * np.maximum(np.abs(low), np.abs(high))
@@ -189,7 +191,7 @@ class CrediblePath:
                 self.judge(search, i, distance, credible)
                 if not search.converged and i + 1 < self.max_iter:
                     sign_step(search.point, gradient, -self.eta * span)
-                    self.keep_away(search.point, x, low, high)
+                    fence.keep_away(search.point)
             going = [search for search in going if not search.converged]
             if not going:
                 break
@@ -228,23 +230,34 @@ class CrediblePath:
             )
         return self.starts.astype(x.dtype)
 
-    def keep_away(self, points: Array, x: Array, low: Array, high: Array) -> None:
-        """Move `points` (images like `x`, or a batch of them), in place, as the constraint asks.
 
-        A feature that equals that of the image has no side to be moved to: it goes towards the middle of the range.
-        """
-        delta = (high - low) * self.delta
-        inward = np.where(x <= (low + high) / 2, 1, -1).astype(x.dtype)
+class Fence:
+    """What keeps points at least delta away from the image x, feature by feature, as the constraint asks.
+
+    A feature that equals that of the image has no side to be moved to: it goes towards the middle of the range.
+    """
+
+    def __init__(self, x: Array, low: Array, high: Array, delta: float, constraint: Constraint) -> None:
+        self.x, self.low, self.high, self.constraint = x, low, high, constraint
+        self.delta = (high - low) * delta
+        self.inward = x <= (low + high) / 2
+        up, down = x + self.delta, x - self.delta
+        outside = [(moved < low) | (moved > high) for moved in (up, down)]
+        self.up, self.down = np.where(outside[0], down, up), np.where(outside[1], up, down)
+
+    def keep_away(self, point: Array) -> None:
+        """Move a point, in place."""
         if self.constraint is Constraint.PROJECTED:
             # first, so that only points nearer than delta can be pushed out of the range below
-            np.clip(points, low, high, out=points)
-        away = points - x
-        side = np.where(away == 0, inward, np.sign(away))
+            np.clip(point, self.low, self.high, out=point)
+        away = point - self.x
+        near = np.abs(away) < self.delta
+        upwards = (away > 0) | ((away == 0) & self.inward)
+        up, down = near & upwards, near & ~upwards
         if self.constraint is Constraint.PROJECTED:
-            moved = x + side * delta
-            moved = np.where((moved < low) | (moved > high), x - side * delta, moved)
+            np.copyto(point, self.up, where=up)
+            np.copyto(point, self.down, where=down)
         else:
-            moved = points + side * delta
-        np.copyto(points, moved, where=np.abs(away) < delta)
-        if self.constraint is Constraint.LITERAL:
-            np.clip(points, low, high, out=points)
+            np.add(point, self.delta, out=point, where=up)
+            np.subtract(point, self.delta, out=point, where=down)
+            np.clip(point, self.low, self.high, out=point)

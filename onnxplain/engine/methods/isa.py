@@ -187,7 +187,7 @@ class ISA:
             scores = this.score.reshape(-1)[survivors]
             if self.times_input:
                 scores = np.abs((scores + scores.min()) * pixel_units(x, task).reshape(-1)[survivors])
-            lowest = np.argsort(scores, kind="stable")[: self.k]
+            lowest = least(scores, self.k)
             share = self.share(scores[lowest], last=r == rounds - 1)
             attribution.reshape(-1)[survivors[lowest]] = self.s * share + r
             alive.reshape(-1)[survivors[lowest]] = False
@@ -279,6 +279,15 @@ class ISA:
         if low < high:
             return np.asarray((scores - low) / (high - low + self.eps))
         return np.full_like(scores, 1 if last and not self.literal else 0)
+
+
+def least(scores: Array, k: int) -> Array:
+    """The places of the k lowest scores (all, if there are no more); of equal ones the first."""
+    if k >= len(scores):
+        return np.arange(len(scores))
+    bound = np.partition(scores, k - 1)[k - 1]  # sorting them all would take half of the method's own time
+    below = np.flatnonzero(scores < bound)
+    return np.concatenate([below, np.flatnonzero(scores == bound)[: k - len(below)]])
 
 
 def pixel_units(x: Array, task: Task) -> Array:

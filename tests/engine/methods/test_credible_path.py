@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnxplain.engine.drive import GRADIENT, LOGITS, Usage, drive, run
 from onnxplain.engine.methods import Alphas, Baseline, Constraint, CrediblePath, IntegratedGradients
 from onnxplain.engine.methods.baselines import blurred
-from onnxplain.engine.methods.credible_path import Search
+from onnxplain.engine.methods.credible_path import Fence, Search
 from onnxplain.engine.methods.quadrature import positions
 from onnxplain.engine.requests import Head, Kind, Validity
 from onnxplain.engine.space import Space
@@ -166,21 +166,21 @@ def test_literal_returns_the_last_point_not_the_best() -> None:
 def test_a_feature_that_equals_the_image_goes_inward(constraint: Constraint) -> None:
     x = np.array([0, 0.3, 0.5, 0.6, 1])
     points = x.copy()
-    CrediblePath(delta=0.1, constraint=constraint).keep_away(points, x, BLACK, WHITE)
+    Fence(x, BLACK, WHITE, 0.1, constraint).keep_away(points)
     assert points == pytest.approx([0.1, 0.4, 0.6, 0.5, 0.9])
 
 
 def test_projection() -> None:
     x = np.array([0.99, 0.99, 0.5, 0.5, 0.5, 0.02, 0.5])
     points = np.array([1.0, 0.97, 0.55, 0.47, 0.7, 0.01, 1.2])
-    CrediblePath(delta=0.1).keep_away(points, x, BLACK, WHITE)
+    Fence(x, BLACK, WHITE, 0.1, Constraint.PROJECTED).keep_away(points)
     # no room above; below; above; below; far enough; no room below; stepped out of the range
     assert points == pytest.approx([0.89, 0.89, 0.6, 0.4, 0.7, 0.12, 1])
 
 
 def test_the_printed_constraint_may_be_undone_by_clipping() -> None:
     x, points = np.array([0.99, 0.5]), np.array([1.0, 0.55])
-    CrediblePath(delta=0.1, constraint=Constraint.LITERAL).keep_away(points, x, BLACK, WHITE)
+    Fence(x, BLACK, WHITE, 0.1, Constraint.LITERAL).keep_away(points)
     assert points == pytest.approx([1, 0.65])  # moved by delta, to distance |d| + delta, and clipped
     bright = np.full(6, 0.99)
     method = CrediblePath(starts=bright[None] + 0.01, steps=1, constraint=Constraint.LITERAL, eta=1e-6, max_iter=3)
