@@ -803,7 +803,7 @@ def non_finite(step: int, spoilt: Collection[str]) -> NonFinite:
     what = next((name for name in ("logits", "gradient") if name in spoilt), "inner layers")
     return NonFinite(
         f"the model gave NaN or Inf in its {what} at request {step} of the method; "
-        "next: check the image and the model's weights, or use another objective"
+        "next: check the image and the model's weights, or use another objective; in fp16 numbers may overflow"
     )
 
 

@@ -73,6 +73,10 @@ class Setup:
     def __post_init__(self) -> None:
         if self.precision is Precision.TF32 and self.place.runtime in (CPU, OPENVINO):
             raise UsageError(f"precision tf32: there is none on {self.place}; next: use fp32, or a GPU")
+        if self.precision is Precision.BF16 and self.place.runtime == CPU:
+            raise UsageError(
+                "precision bf16: ONNX Runtime has no convolutions of it on the CPU; next: use fp32, or --on openvino"
+            )
 
     def start(self, model: onnx.ModelProto | bytes, *, folder: str | os.PathLike[str] | None = None) -> Executor:
         """A model ready to run. `folder` is where weights lie that it has in files of their own.

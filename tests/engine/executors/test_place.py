@@ -50,3 +50,8 @@ def test_a_processor_has_no_tf32(on: str) -> None:
     with pytest.raises(UsageError, match=f"precision tf32: there is none on {on}"):
         Setup.of(on=on, precision="tf32")
     assert Setup.of(on="cuda", precision="tf32").precision is Precision.TF32
+
+
+def test_onnx_runtime_has_no_bfloat16_on_the_cpu() -> None:
+    with pytest.raises(UsageError, match=r"precision bf16: .* next: use fp32, or --on openvino"):
+        Setup.of(precision="bf16")
