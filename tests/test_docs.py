@@ -31,6 +31,7 @@ EXECUTED = [
         "docs/how-to/add-a-method.md",
         "docs/how-to/export-your-model.md",
         "docs/how-to/reproduce-a-table.md",
+        "docs/how-to/run-elsewhere-and-faster.md",
         "docs/how-to/score-other-tools-heatmaps.md",
         "docs/how-to/unsupported-operators.md",
         "docs/how-to/verify-a-gradient.md",
@@ -47,6 +48,7 @@ NEEDS = {  # without these the page is skipped
 ON_STAGE = (  # they find a model.onnx and a photo.jpg
     "README.md",
     "docs/how-to/reproduce-a-table.md",
+    "docs/how-to/run-elsewhere-and-faster.md",
     "docs/how-to/score-other-tools-heatmaps.md",
     "docs/how-to/verify-a-gradient.md",
 )
