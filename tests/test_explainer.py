@@ -285,5 +285,5 @@ def test_precision_is_that_of_the_graph_and_is_said() -> None:
         np.testing.assert_array_equal(asked, found)
         assert (asked != full).any()
         np.testing.assert_allclose(asked, full, atol=0.02 * np.abs(full).max())  # some twenty roundings of 2^-11
-    with pytest.raises(UsageError, match="the model computes in fp16, not in bf16"):
-        ox.open(half, precision="bf16")
+    with pytest.raises(UsageError, match="the model computes in fp16, not in fp32; next: ask for fp16"):
+        ox.open(half, precision="fp32")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -78,6 +79,22 @@ class Said(logging.Handler):
         terminal().say(f"{'warning: ' * warning}{record.getMessage()}", -1 if warning else 1)
 
 
+@contextmanager
+def logs_said() -> Iterator[None]:
+    """While a command runs, what the library logs goes to its terminal, and nowhere else."""
+    log, handler = logging.getLogger("onnxplain"), Said()
+    before = log.propagate, log.level
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before[0]
+        log.setLevel(before[1])
+
+
 def explained(error: BaseException) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
@@ -119,8 +136,7 @@ def cli() -> None:
       5  the model is not supported
     """
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # our errors say it, in one line
-    log = logging.getLogger("onnxplain")
-    log.handlers[:], log.propagate = [Said()], False
+    click.get_current_context().with_resource(logs_said())
 
 
 def main() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import pickle
 import subprocess
 import sys
 import zipfile
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +20,7 @@ from onnx import TensorProto
 from tiny import FAST, SPEC, classifier, complain, png_header, run
 
 import onnxplain as ox
+from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.explanation import Explanation
 from onnxplain.errors import UsageError
 
@@ -531,3 +534,24 @@ def test_an_input_shape_that_does_not_fit(place, given):
 @pytest.mark.parametrize("given", ["3,8,x", "", "3 8 8"])
 def test_an_input_shape_that_is_none(place, given):
     complain(run("inspect", place.model, "--input-shape", given), 2, "whole numbers with commas between")
+
+
+def test_what_the_library_logs_is_said_while_a_command_runs_and_not_afterwards(place, monkeypatch, caplog) -> None:
+    """Warnings always, the rest with -v; a program that has run a command keeps its own logging."""
+    log = logging.getLogger("onnxplain.engine.drive")
+    call = OnnxRuntimeExecutor.__call__
+
+    def talking(self: OnnxRuntimeExecutor, feeds: Any) -> Any:
+        log.warning("something is odd")
+        log.info("by the way")
+        return call(self, feeds)
+
+    monkeypatch.setattr(OnnxRuntimeExecutor, "__call__", talking)
+    arguments = ("explain", place.model, place.photos[0], *FAST, "-o", place.root / "logged", "--overwrite")
+    quiet, loud = run(*arguments), run(*arguments, "-v")
+    assert "warning: something is odd\n" in quiet.stderr
+    assert "by the way" not in quiet.stderr
+    assert "by the way\n" in loud.stderr
+    caplog.clear()
+    log.warning("afterwards")
+    assert [record.getMessage() for record in caplog.records] == ["afterwards"]
