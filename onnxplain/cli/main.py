@@ -112,7 +112,8 @@ def one_line(text: str) -> str:
 @click.group("onnxplain", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="onnxplain", message="onnxplain %(version)s")
 @terminal_options
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Explain the classifier that you deploy: attributions of ONNX models, without their framework.
 
     Results are printed on stdout, everything else on stderr.
@@ -136,7 +137,7 @@ def cli() -> None:
       5  the model is not supported
     """
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # our errors say it, in one line
-    click.get_current_context().with_resource(logs_said())
+    ctx.with_resource(logs_said())
 
 
 def main() -> None:
