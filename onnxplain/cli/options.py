@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,7 +157,12 @@ class BatchSize(click.ParamType[int | str]):
     name = "batch size"
 
     def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        return value if value == "auto" else click.IntRange(1, 65536).convert(value, parameter, ctx)
+        text = str(value)
+        if text == "auto":
+            return text
+        if not (re.fullmatch("[0-9]{1,5}", text) and 1 <= int(text) <= 65536):
+            self.fail(f"expected a whole number from 1 to 65536, or auto, got {text[:20]!r}", parameter, ctx)
+        return int(text)
 
 
 batch_size = click.option(

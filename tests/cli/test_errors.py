@@ -555,3 +555,10 @@ def test_what_the_library_logs_is_said_while_a_command_runs_and_not_afterwards(p
     caplog.clear()
     log.warning("afterwards")
     assert [record.getMessage() for record in caplog.records] == ["afterwards"]
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "x", "1.5", "65537", "٣", "9" * 5000, ""])
+def test_a_batch_size_is_a_number_or_auto(place, size: str) -> None:
+    complain(
+        explain(place, place.photos[0], *FAST, f"-b{size}" if size else "-b="), 2, "expected a whole number from 1"
+    )
