@@ -31,7 +31,7 @@ Row: TypeAlias = dict[str, Any]
 Observe: TypeAlias = Callable[[Mapping[str, int]], None]
 
 # what numbers depend on beside image, method, metric and seed, of an explainer's provenance
-ORIGIN = ("model_sha256", "space", "head", "preprocess", "stopped", "on", "precision")
+ORIGIN = ("model_sha256", "space", "head", "preprocess", "stopped", "on", "precision", "provider_options")
 RUN = ("on", "precision", "threads")  # how it was run, which every row says
 
 

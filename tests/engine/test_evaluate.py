@@ -42,6 +42,7 @@ class Toy:
             "stopped": [],
             "on": "cpu",
             "precision": "fp32",
+            "provider_options": {},
             "threads": 1,
         }
 
@@ -133,7 +134,7 @@ def test_a_key_tells_what_a_row_depends_on_and_nothing_else():
         evaluation(methods={"ig": IntegratedGradients(steps=6)}).key(Toy(), one, "ig", "rise"),
         evaluation(metrics={"rise": other}).key(Toy(), one, "ig", "rise"),
     ]
-    for name in ("model_sha256", "space", "head", "preprocess", "stopped", "on", "precision"):
+    for name in ("model_sha256", "space", "head", "preprocess", "stopped", "on", "precision", "provider_options"):
         subject = Toy()
         subject.provenance[name] = "another"
         different.append(same.key(subject, one, "ig", "rise"))

@@ -13,7 +13,7 @@ from frameworks import runtime
 import onnxplain as ox
 from onnxplain.engine.executors.setup import Setup
 from onnxplain.engine.methods import ISA, IntegratedGradients
-from onnxplain.errors import BackendFailed
+from onnxplain.errors import BackendFailed, UsageError
 from onnxplain.models.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec.from_dict(tiny.SPEC)
@@ -65,6 +65,12 @@ def test_weights_in_files_are_found_and_no_others(tmp_path: Path) -> None:
         next(entry for entry in tensor.external_data if entry.key == "location").value = "../m.data"
     with pytest.raises(BackendFailed, match=r"weights in ../m.data: a file outside of the model's folder is not read"):
         Setup.of(on="openvino").start(bare, folder=folder)
+
+
+@pytest.mark.parametrize("option", ["INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS"])
+def test_options_that_would_belie_the_results_are_refused(option: str) -> None:
+    with pytest.raises(UsageError, match=f"provider option {option}: is set by precision and threads"):
+        Setup.of(on="openvino", provider_options={option: "bf16"}).start(tiny.classifier())
 
 
 def test_a_model_that_it_does_not_know_is_refused_in_one_line() -> None:
