@@ -3,7 +3,8 @@
     OnnxplainError
     ├─ ModelError              the given model
     │  ├─ InvalidModel             unreadable, corrupt, or not an image classifier
-    │  └─ NotDifferentiable        operators without a gradient rule; `.gaps` lists them all
+    │  ├─ NotDifferentiable        operators without a gradient rule; `.gaps` lists them all
+    │  └─ ExportError              a framework's model that cannot be converted, or whose export differs from it
     ├─ ExecutionError
     │  ├─ BackendMissing           a runtime or package is not installed; `.extra` (also ImportError)
     │  ├─ FeedMismatch             an array does not fit an input (also ValueError)
@@ -11,6 +12,7 @@
     │  │  ├─ DeviceMissing            no such device, or a driver or library that does not fit
     │  │  └─ OutOfMemory              the device has too little memory for this batch
     │  └─ NonFinite                NaN or Inf where a number must be
+    ├─ DownloadError           no network, or not the file that it has to be
     ├─ InputError              a file given to us: a photo, a heatmap, a preprocessing spec, weights
     ├─ OutputError             a file or folder that we cannot write, or that is already there
     └─ UsageError              arguments that are out of range or do not go together (also ValueError)
@@ -39,6 +41,10 @@ class ModelError(OnnxplainError):
 
 class InvalidModel(ModelError):
     """The model cannot be read, or is not a classifier of images."""
+
+
+class ExportError(ModelError):
+    """A framework's model cannot be converted, or what was made of it is not the same classifier."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,10 @@ class OutOfMemory(BackendFailed):
 
 class NonFinite(ExecutionError):
     """NaN or Inf came out of the model or went into an attribution."""
+
+
+class DownloadError(OnnxplainError):
+    """A file cannot be had: no network, offline mode, or a checksum that is not the known one."""
 
 
 class InputError(OnnxplainError):
