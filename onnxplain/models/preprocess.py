@@ -243,6 +243,13 @@ def normalise(x: NDArray[Any], spec: PreprocessSpec, *, channel_axis: int = 0) -
     return np.ascontiguousarray(np.flip(out, channel_axis % 3 - 3)) if spec.do_flip_channel_order else out
 
 
+def to_pixels(x: NDArray[Any], spec: PreprocessSpec, *, channel_axis: int = 0) -> NDArray[Any]:
+    """Model space to pixel space: the inverse of `normalise`."""
+    space = spec.space(channel_axis=channel_axis)
+    rgb = np.flip(x, channel_axis % 3 - 3) if spec.do_flip_channel_order else x
+    return (rgb * space.scale + space.zero).astype(x.dtype)
+
+
 def find(
     model_path: str | Path | None, *, given: str | Path | None = None, metadata: Mapping[str, str] | None = None
 ) -> tuple[PreprocessSpec, str]:
