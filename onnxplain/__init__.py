@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxplain import adapters
     from onnxplain.adapters.export import write_gradient_model
     from onnxplain.adapters.gradient.classifier import gradient_model
     from onnxplain.adapters.gradient.differentiate import Coverage, coverage, differentiate
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from onnxplain.adapters.gradient.rules.quantize import STRAIGHT_THROUGH
     from onnxplain.adapters.inspection import inspect
     from onnxplain.adapters.randomise import randomised, weight_layers
+    from onnxplain.adapters.sources import export
     from onnxplain.adapters.verify import verify
     from onnxplain.engine import methods, metrics
     from onnxplain.engine.explanation import Explanation
@@ -27,10 +29,12 @@ __all__ = [
     "Coverage",
     "Explainer",
     "Explanation",
+    "adapters",
     "coverage",
     "differentiate",
     "evaluate",
     "explain_photos",
+    "export",
     "gradient_model",
     "in_precision",
     "inspect",
@@ -53,6 +57,7 @@ _HOMES = {
     "coverage": "onnxplain.adapters.gradient.differentiate",
     "differentiate": "onnxplain.adapters.gradient.differentiate",
     "evaluate": "onnxplain.evaluation",
+    "export": "onnxplain.adapters.sources",
     "gradient_model": "onnxplain.adapters.gradient.classifier",
     "explain_photos": "onnxplain.files",
     "in_precision": "onnxplain.adapters.gradient.precision",
@@ -68,6 +73,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562): `import onnxplain` imports no runtime and no framework."""
+    if name == "adapters":
+        return import_module("onnxplain.adapters")
     if name in ("methods", "metrics"):
         return import_module(f"onnxplain.engine.{name}")
     if name in _HOMES:

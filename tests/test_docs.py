@@ -29,7 +29,7 @@ EXECUTED = [
         "docs/tutorial.md",
         "docs/how-to/add-a-rule.md",
         "docs/how-to/add-a-method.md",
-        "docs/how-to/export-your-model.md",
+        "docs/how-to/export.md",
         "docs/how-to/reproduce-a-table.md",
         "docs/how-to/run-elsewhere-and-faster.md",
         "docs/how-to/score-other-tools-heatmaps.md",
@@ -42,7 +42,7 @@ PAGES = [
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
 NEEDS = {  # without these the page is skipped
-    "docs/how-to/export-your-model.md": ("torch", "onnxscript"),
+    "docs/how-to/export.md": ("torch", "onnxscript"),
     "docs/how-to/reproduce-a-table.md": ("pyarrow", "scipy"),
 }
 ON_STAGE = (  # they find a model.onnx and a photo.jpg

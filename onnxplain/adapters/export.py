@@ -142,6 +142,7 @@ def export_original(
         ours = read(file)
         spec = original.preprocess
         made = gradient_graph(file, preprocess=spec, output=output, on_unsupported=on_unsupported, **how)
+        require_labels(original, made)
 
         def check(ready: Halves) -> Checked:
             agreed = agreement(original, file, ready, output)
@@ -149,6 +150,15 @@ def export_original(
 
         done = written_when(check if verify else None, original.name, ours, made, targets)
     return replace(done, notes=[*said, *done.notes])
+
+
+def require_labels(original: Original, made: ir.Model) -> None:
+    """Raise `UsageError` unless there is a label for each class."""
+    (classes,) = (v.shape[1] for v in made.graph.outputs if v.name == "logits" and v.shape is not None)
+    if original.labels is not None and len(original.labels) != classes:
+        raise UsageError(
+            f"{original.name}: {len(original.labels)} labels for {classes} classes; next: give one for each class"
+        )
 
 
 def write_classifier(original: Original, file: Path) -> Sequence[str]:
