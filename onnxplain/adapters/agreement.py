@@ -59,6 +59,7 @@ def agreement(original: Original, classifier: Path, made: Halves, output: str | 
     prepared = prepare(classifier).graph
     tail = find_logits(prepared, prepared.inputs[0], output).tail
     outputs = original.outputs(images)
+    require_independence(original, images, outputs)
     difference = compare_outputs(original, classifier, str(tail.output.name), images, outputs)
     gradient = cosine = None
     if original.gradients is not None and made.gradient is not None:
@@ -85,6 +86,17 @@ def random_images(original: Original) -> Array:
     coarse = draw.random((RANDOM, 8, 8, spec.channels), np.float32)
     fine = np.stack([cv2.resize(image, (width, height)).reshape(height, width, -1) for image in coarse])
     return normalise(np.moveaxis(fine, -1, axis % 3 + 1), spec, channel_axis=axis)
+
+
+def require_independence(original: Original, images: Array, outputs: Array) -> None:
+    """Raise `ExportError` if what the original makes of an image depends on the others that go with it."""
+    difference = float(np.abs(original.outputs(images[:1]) - outputs[:1]).max())
+    if not difference <= OUTPUTS_WITHIN * max(1.0, float(np.abs(outputs).max())):
+        raise ExportError(
+            f"{original.name}: what it says of an image alone and among others differs by {difference:.3g} in "
+            f"{original.framework} itself; next: look for what mixes the images of a batch, such as a normalisation in "
+            "training mode"
+        )
 
 
 def compare_outputs(original: Original, classifier: Path, name: str, images: Array, outputs: Array) -> float:

@@ -103,7 +103,8 @@ def load(
     name, path = os.fspath(source), Path(source)
     if path.suffix in FILES:
         require_file(path)
-        return adapter(FILES[path.suffix]).load(path)  # type: ignore[no-any-return]
+        trusted = {"trust_code": trust_code} if path.suffix == ".pt2" else {}  # the others hold no code
+        return adapter(FILES[path.suffix]).load(path, **trusted)  # type: ignore[no-any-return]
     if name and path.is_dir():
         if (path / "saved_model.pb").is_file():
             return adapter("keras").load(path)  # type: ignore[no-any-return]

@@ -69,7 +69,7 @@ class OnnxRuntimeExecutor(Closing):
             raise BackendMissing("onnxruntime", CUDA if place.runtime == CUDA else CPU) from error
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = threads
-        settings.log_severity_level = 3  # errors only: warnings about unused initializers are not the user's business
+        settings.log_severity_level = 4  # fatal only: what fails is told by our errors
         level = ort.GraphOptimizationLevel
         settings.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
