@@ -243,7 +243,7 @@ def torch_gradient(run: Run, net: str, rows: int) -> Call:
     import torch
 
     from bench import methods as whole
-    from bench import torch_loops
+    from onnxplain.adapters.reference.gradients import gradients, logit
 
     full_precision()
     device = run.torch_device
@@ -254,7 +254,7 @@ def torch_gradient(run: Run, net: str, rows: int) -> Call:
 
     def call() -> object:
         on_device = torch.from_numpy(x).to(device).contiguous(memory_format=layout)
-        z, gradient = torch_loops.gradients(module, on_device, classes, torch_loops.logit, rows)
+        z, gradient = gradients(module, on_device, classes, logit, rows)
         return z.cpu().numpy(), gradient.cpu().numpy()
 
     return call

@@ -1,4 +1,4 @@
-"""What whole methods cost: the engine against a plain PyTorch loop of the same algorithm (bench/torch_loops.py).
+"""What whole methods cost: the engine against a plain PyTorch loop of the same (onnxplain/adapters/reference).
 
     python -m bench.methods                                 # ResNet-50, 8 images, batch 8: an hour and more
     python -m bench.methods mobilenet_v2 --quick            # fewer rounds of the same shape: minutes
@@ -23,14 +23,14 @@ import onnx
 import torch
 
 import onnxplain as ox
-from bench import torch_loops
 from bench.measure import forget_peak, images, in_own_process, note, ratio, report, resident, rounds, table
 from bench.nets import net_of, onnx_of, size_of
+from onnxplain.adapters.reference import loop
+from onnxplain.adapters.reference.gradients import gradients, logit, logits
 from onnxplain.engine.methods import ISA, CrediblePath, IntegratedGradients, Method
 from onnxplain.engine.methods.quadrature import Alphas
 from onnxplain.engine.requests import Array
 
-Loop = Callable[..., torch.Tensor]
 METHODS = ("isa", "credible", "ig")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -40,7 +40,6 @@ class Pair:
     """One method, in the engine and in PyTorch."""
 
     engine: Method
-    loop: Loop
     options: Mapping[str, Any]
 
 
@@ -54,9 +53,9 @@ def pairs(size: int, *, quick: bool) -> dict[str, Pair]:
     credible = {"steps": 24, "max_iter": 8} if quick else {"steps": 150, "max_iter": 50}
     steps = 16 if quick else 50
     return {
-        "isa": Pair(ISA(k=k), torch_loops.isa, {"k": k}),
-        "credible": Pair(CrediblePath(**credible, alphas=Alphas.MIDPOINT), torch_loops.credible_path, credible),
-        "ig": Pair(IntegratedGradients(steps=steps), torch_loops.integrated_gradients, {"steps": steps}),
+        "isa": Pair(ISA(k=k), {"k": k}),
+        "credible": Pair(CrediblePath(**credible, alphas=Alphas.MIDPOINT), credible),
+        "ig": Pair(IntegratedGradients(steps=steps), {"steps": steps}),
     }
 
 
@@ -66,7 +65,9 @@ def in_torch(net: torch.nn.Module, pair: Pair, x: Array, batch: int, layout: str
 
     def call() -> Array:
         on_device = torch.from_numpy(x).to(where).contiguous(memory_format=FORMATS[layout])
-        return np.asarray(pair.loop(net, on_device, batch=batch, **pair.options).cpu().numpy())
+        classes = logits(net, on_device, batch).argmax(1)
+        found = loop(pair.engine.id)(net, on_device, classes=classes, batch=batch, **pair.options)
+        return np.asarray(found.cpu().numpy())
 
     return call
 
@@ -82,7 +83,7 @@ def faster_layout(name: str, batch: int, device: str) -> str:
         def gradient() -> object:
             net = net_of(name).to(device, memory_format=format)
             rows = x.contiguous(memory_format=format)
-            return torch_loops.gradients(net, rows, classes, torch_loops.logit, batch)[1].cpu()
+            return gradients(net, rows, classes, logit, batch)[1].cpu()
 
         return gradient
 
