@@ -36,8 +36,8 @@ CASES = [
     (ISA, {"k": 144, "t1": 2, "t2": 3, "eta1": 0.004, "eta2": 0.001, "s": 1.3}),
     (CrediblePath, SEARCH),
     (CrediblePath, SEARCH | {"epsilon": 0.995, "eta": 0.02}),
-    (AGI, {"m": 7, "epsilon": 0.02}),
-    (AGI, {"m": 2, "epsilon": 0.02}),
+    (AGI, {"m": 12, "epsilon": 0.02}),
+    (AGI, {"m": 2, "epsilon": 0.005}),
     (BIG, {"steps": 6, "attack_steps": 5, "eta": 0.01}),
     (BIG, {"steps": 6, "attack_steps": 40, "eta": 0.02}),
 ]
