@@ -38,7 +38,7 @@ CASES = [
     (CrediblePath, SEARCH | {"epsilon": 0.995, "eta": 0.02}),
     (AGI, {"m": 12, "epsilon": 0.02}),
     (AGI, {"m": 2, "epsilon": 0.0005}),
-    (BIG, {"steps": 6, "attack_steps": 5, "eta": 0.01}),
+    (BIG, {"steps": 6, "attack_steps": 5, "eta": 0.0002}),
     (BIG, {"steps": 6, "attack_steps": 40, "eta": 0.02}),
 ]
 
