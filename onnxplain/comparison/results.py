@@ -1,0 +1,96 @@
+"""What a comparison finds, and the thresholds that it is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What both sides have to agree by. The values are for float32 on both."""
+
+    logits: float = 1e-3  # the largest difference over the largest logit; float32 comes to 1e-5
+    cosine: float = 0.9999  # of gradients; float32 by itself comes to 0.99995 (Inception v3, random weights)
+    spearman: float = 0.999  # of each image's attributions, unless a method takes sign steps
+    auc: float = 0.01  # the difference of the mean insertion AUC of methods that take sign steps
+    images: int = 20  # fewer say nothing of a mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """Logits and gradients of the explained classes at the images."""
+
+    side: str
+    logits: float  # the largest difference over the largest logit
+    gradient: float  # the largest difference over the largest value
+    cosine: float  # the least of an image
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAgreement:
+    """One image's attributions by one method on both sides, and how they score."""
+
+    image: str
+    method: str
+    side: str
+    cosine: float
+    spearman: float
+    top: float  # the share of the top 1 % features that both have
+    insertion: float  # AUC, of ours
+    insertion_theirs: float
+    deletion: float
+    deletion_theirs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodAgreement:
+    """One method over all images. `verdict` is None where nothing can be said; `why` says what was judged, and how."""
+
+    method: str
+    side: str
+    verdict: bool | None
+    why: list[str]
+    cosine: float  # the least of an image
+    spearman: float  # the least
+    spearman_mean: float
+    top: float  # the mean
+    insertion: float  # the means
+    insertion_theirs: float
+    deletion: float
+    deletion_theirs: float
+    points: int | None  # where the engine asked for gradients and was checked
+    points_cosine: float | None  # the least
+    spearman_float64: float | None  # the mean agreement of PyTorch in float32 with itself in float64
+    insertion_float64: float | None
+    seconds: float
+    seconds_theirs: float
+    memory: float | None  # MiB
+    memory_theirs: float | None
+
+    @property
+    def speed(self) -> float:
+        """How many times as long the other side took."""
+        return self.seconds_theirs / self.seconds
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """What `compare` found."""
+
+    model: str
+    on: str
+    precision: str
+    batch_size: int
+    threads: int
+    protocol: str
+    thresholds: Thresholds
+    gradients: list[Gradients] = field(default_factory=list)
+    methods: list[MethodAgreement] = field(default_factory=list)
+    images: list[ImageAgreement] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing missed its threshold."""
+        return all(one.passed for one in self.gradients) and all(one.verdict is not False for one in self.methods)
