@@ -184,6 +184,19 @@ def load_factory(name: str, *, trust_code: bool) -> object:
         raise failed(name, error) from error
 
 
+def load_module(source: str, *, trust_code: bool = False) -> Any:
+    """The PyTorch module that `source` names, to be compared with: module:factory, torchvision:, timm: or hf:NAME."""
+    kind, _, rest = source.partition(":")
+    if kind in NAMES and rest:
+        return adapter(NAMES[kind]).module(source)
+    if FACTORY.fullmatch(source):
+        return load_factory(source, trust_code=trust_code)
+    raise UsageError(
+        f"{source}: expected a reference in PyTorch: module:factory, torchvision:NAME, timm:NAME or hf:NAME; "
+        "next: give one of these"
+    )
+
+
 def failed(name: str, error: Exception) -> ExportError:
     return ExportError(
         f"{name}: your code raised {type(error).__name__}: {error}; next: correct it (--traceback shows where)"

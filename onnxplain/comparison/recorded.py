@@ -8,10 +8,12 @@ from typing import TypeVar
 import numpy as np
 
 from onnxplain.engine.methods.walk import on_host
-from onnxplain.engine.requests import Array, Kind, Line, Points, Program
+from onnxplain.engine.requests import Array, Gradients, Kind, Line, Points, Program
 
 Result = TypeVar("Result")
 ON_A_LINE = 2  # points of a path that are asked for beside it, for a line tells only their sum
+# float32 knows 1 - p to 6e-8: where it is smaller than this, the gradient of p and of log p is made of rounding
+SATURATED = 1e-4
 
 
 @dataclass
@@ -21,12 +23,21 @@ class Record:
     most: int = 16
     every: int = 1  # which of the points are kept
     seen: int = 0
+    saturated: int = 0  # points that are passed over
     points: list[tuple[Array, int, Kind, Array]] = field(default_factory=list)  # x, class, objective, gradient
 
-    def keep(self, x: Array, classes: Array, kind: Kind, gradient: Array) -> None:
-        for row, target, slope in zip(x, classes, gradient, strict=True):
+    def keep(self, asked: Points, told: Gradients) -> None:
+        """Of what was asked and told, what the record keeps. What explains weights of several classes is not kept."""
+        classes, kind = classes_of(asked), asked.objective.kind
+        if classes is None:
+            return
+        left = 1 - asked.objective.head.probability(told.logits.astype(np.float64))
+        for row, target, slope, rest in zip(asked.x, classes.tolist(), told.gradient, left, strict=True):
+            if kind is not Kind.LOGIT and rest[target] < SATURATED:
+                self.saturated += 1
+                continue
             if self.seen % self.every == 0:
-                self.points.append((row.copy(), int(target), kind, slope.copy()))
+                self.points.append((row.copy(), target, kind, slope.copy()))
                 if len(self.points) > self.most:
                     self.points, self.every = self.points[::2], 2 * self.every
             self.seen += 1
@@ -44,21 +55,20 @@ def recorded(program: Program[Result], record: Record) -> Program[Result]:
                 return end.value  # type: ignore[no-any-return]
             answer = yield request
             if isinstance(request, Points):
-                record.keep(request.x, classes_of(request), request.objective.kind, answer.gradient)
+                record.keep(request, answer)
             elif isinstance(request, Line):
                 beside = Points(some_of(request), request.objective)
-                found = yield beside
-                record.keep(beside.x, classes_of(beside), beside.objective.kind, found.gradient)
+                record.keep(beside, (yield beside))
     finally:
         program.close()
 
 
-def classes_of(request: Points) -> Array:
-    """The class of each point, (n,). What explains weights of several classes is not recorded."""
-    if request.classes is not None:
-        return request.classes
-    target = request.objective.target
-    return np.full(len(request.x), -1 if isinstance(target, np.ndarray) else int(target))
+def classes_of(asked: Points) -> Array | None:
+    """The class of each point, (n,); None for weights."""
+    if asked.classes is not None:
+        return asked.classes
+    target = asked.objective.target
+    return None if isinstance(target, np.ndarray) else np.full(len(asked.x), int(target))
 
 
 def some_of(line: Line) -> Array:
