@@ -101,11 +101,6 @@ def original(
     name = name or (type(model).__name__ if program is None else "a program of torch.export")
     with quietly():
         net: Any = model if program is None else program.module()
-    if not isinstance(net, torch.nn.Module):
-        raise ExportError(
-            f"{name}: expected a torch.nn.Module or a program of torch.export, got {type(model).__name__}; "
-            "next: give one"
-        )
     require_ready(net, name, evaluation=program is None)
     example = np.ascontiguousarray(example, np.float32)
     run = runner(net, name)
@@ -142,10 +137,14 @@ def original(
     )
 
 
-def require_ready(net: nn.Module, name: str, *, evaluation: bool) -> None:
-    """Raise `ExportError` unless a module is in evaluation mode, on the CPU and in float32."""
+def require_ready(net: Any, name: str, *, evaluation: bool) -> None:
+    """Raise `ExportError` unless this is a module in evaluation mode, on the CPU and in float32."""
     import torch
 
+    if not isinstance(net, torch.nn.Module):
+        raise ExportError(
+            f"{name}: expected a torch.nn.Module or a program of torch.export, got {type(net).__name__}; next: give one"
+        )
     training = [key or type(m).__name__ for key, m in net.named_modules() if m.training]
     if evaluation and training:
         raise ExportError(
