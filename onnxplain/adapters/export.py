@@ -135,6 +135,7 @@ def export_original(
         Otherwise as `write_gradient_model`.
     """
     targets = Targets.of(out, classifier, overwrite=overwrite)
+    head = head or original.head
     how: dict[str, Any] = {"head": head, "input_shape": input_shape, "layers": layers, "bias_gradients": bias_gradients}
     with TemporaryDirectory(prefix="onnxplain-") as folder:
         file = Path(folder, "classifier.onnx")

@@ -37,6 +37,7 @@ class Original:
     images: Array | None = None  # real ones, at which the export is checked; None: random ones
     preprocess: PreprocessSpec | None = None  # how a photo becomes an image; None: nobody said
     labels: Sequence[str] | None = None  # the names of the K classes
+    head: str | None = None  # "softmax" or "sigmoid", where the framework knows; None: as the model ends
     provenance: Mapping[str, str] = field(default_factory=dict)  # weights, licence, address, versions of exporters, ...
 
     @property

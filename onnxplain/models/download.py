@@ -102,10 +102,10 @@ def verify(url: str, path: Path, sha256: str | None) -> None:
 
 def download(url: str, part: Path, observe: Observe) -> None:
     """Get a file, going on where an earlier attempt ended."""
-    import requests
-
     require_safe(url)
     refuse_offline(url)
+    import requests
+
     vain = 0
     with session() as net:
         while True:
