@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from inspect import Parameter, signature
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,7 +227,13 @@ def captured(model: nn.Module | ExportedProgram, x: Tensor, path: Path) -> None:
     """By torch.export, which sees the program."""
     import torch
 
-    shapes = None if isinstance(model, torch.export.ExportedProgram) else ({0: torch.export.Dim("N", min=1)},)
+    free: Any = {0: torch.export.Dim("N", min=1)}
+    if isinstance(model, torch.export.ExportedProgram):
+        shapes = None
+    elif next(iter(signature(model.forward).parameters.values())).kind is Parameter.VAR_POSITIONAL:
+        shapes = ((free,),)
+    else:
+        shapes = (free,)
     args = (x,) if shapes else ()
     made = torch.onnx.export(
         model,

@@ -31,11 +31,12 @@ from onnxplain.models.preprocess import PreprocessSpec, find, load_image, normal
 
 Paths = Sequence[str | os.PathLike[str]]
 
-FILES = {".keras": "keras", ".h5": "keras", ".tflite": "tflite", ".pt2": "pytorch"}
+FILES = {".keras": "keras", ".tflite": "tflite", ".pt2": "pytorch"}
 NAMES = {"torchvision": "pytorch_zoo", "timm": "pytorch_zoo", "hf": "huggingface"}
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz", ".msgpack")  # or whole models as pickles
-PICKLES = (".pkl", ".pickle", ".joblib", ".skops")
+PICKLES = (".pkl", ".pickle", ".joblib")
+OLDER = (".h5", ".hdf5")
 # Whose classes an object descends from, and the adapter of that framework; others that can be called are JAX functions.
 FRAMEWORKS = {"torch": "pytorch", "keras": "keras", "tensorflow": "keras", "sklearn": "sklearn"}
 CHANNELS_FIRST = ("torch", "equinox")  # of the others, channels are last
@@ -57,7 +58,8 @@ def export(
     Args:
         source: see the top of this module.
         out: the gradient model's file.
-        preprocess: as in `open`; "auto" also takes what comes with a classifier that is named.
+        preprocess: as in `open`; "auto" also takes what comes with a classifier that is named, and "keras:tf",
+            "keras:torch", "keras:caffe" and "keras:none" stand for the modes of keras.applications' preprocess_input.
         input_shape: the sizes of an image, where neither the classifier nor its preprocessing says them.
         labels: the names of the classes, where the classifier does not say them.
         images: photos at which the export is checked; random pictures otherwise.
@@ -76,10 +78,13 @@ def export(
             raise UsageError("labels of an ONNX file are those in its metadata; next: leave labels out")
         return write_gradient_model(source, out, preprocess=preprocess, input_shape=input_shape, images=images, **how)
     given = preprocess if isinstance(preprocess, PreprocessSpec) else None
-    if isinstance(preprocess, str | os.PathLike) and preprocess != AUTO:
+    mode = preprocess.partition(":")[2] if isinstance(preprocess, str) and preprocess.startswith("keras:") else None
+    if isinstance(preprocess, str | os.PathLike) and preprocess != AUTO and mode is None:
         given = PreprocessSpec.from_json_file(Path(preprocess))
     original = load(source, trust_code=trust_code, input_shape=input_shape, preprocess=given)
-    if preprocess == AUTO:
+    if mode is not None:
+        given = of_keras(original, mode)
+    elif preprocess == AUTO:
         given = original.preprocess or found_beside(source)
     original = replace(original, preprocess=given, labels=labels or original.labels)
     if images:
@@ -89,7 +94,7 @@ def export(
 
 def is_onnx(path: Path) -> bool:
     """Whether a source is ONNX already: by its suffix, or a file whose suffix nobody else claims."""
-    return path.suffix == ".onnx" or (path.is_file() and path.suffix not in (*FILES, *WEIGHTS, *PICKLES))
+    return path.suffix == ".onnx" or (path.is_file() and path.suffix not in (*FILES, *WEIGHTS, *PICKLES, *OLDER))
 
 
 def load(
@@ -120,6 +125,10 @@ def load(
         raise UsageError(
             f"{name}: {what}; next: write a function that makes the classifier and loads them, and give "
             "module:function with --trust-code"
+        )
+    if path.suffix in OLDER:
+        raise UsageError(
+            f"{name}: Keras' older format, which may hold code; next: load it yourself, and save it as .keras"
         )
     kind, _, rest = name.partition(":")
     if kind in NAMES and rest:
@@ -232,6 +241,14 @@ def from_object(
         model, example, preprocess=preprocess, name=name
     )
     return replace(made, images=None)  # zeros are no images to check it at
+
+
+def of_keras(original: Original, mode: str) -> PreprocessSpec:
+    """A mode of keras.applications' preprocess_input, at the size of the classifier's input."""
+    from onnxplain.adapters.keras import preprocess_input
+
+    height, width = (n for i, n in enumerate(original.image_shape) if i != original.channel_axis % 3)
+    return preprocess_input(mode, (height, width))
 
 
 def found_beside(source: str | os.PathLike[str]) -> PreprocessSpec:

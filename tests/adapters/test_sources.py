@@ -75,6 +75,7 @@ def test_factories_that_do_not_work(here: Path, name: str, kind: type[OnnxplainE
         ("forest.joblib", UsageError, "a pickle, which may run any code"),
         ("model.pkl", UsageError, "a pickle"),
         ("gone.keras", InputError, "no such file"),
+        ("model.h5", UsageError, r"may hold code; next: .*\.keras"),
         ("gone.tflite", InputError, "no such file"),
         ("folder", InvalidModel, r"without saved_model\.pb; next: hf:folder"),
         ("resnet50", UsageError, "expected a classifier: .*torchvision:NAME"),
