@@ -260,13 +260,15 @@ class Explainer(Closing):
         """Height and width of an image. Raises `UsageError` if the model's input is none."""
         sizes = [size for axis, size in enumerate(self.forward.image_shape) if axis != self.channel_axis % 3]
         if len(sizes) != 2:
-            raise UsageError(f"the model's input {self.forward.image_shape} is no image (C, H, W) or (H, W, C)")
+            raise no_image(self.forward.image_shape)
         return sizes[0], sizes[1]
 
     @property
     def photos(self) -> PreprocessSpec:
         """How photos become inputs. Raises `UsageError` if the model does not say."""
         if self.preprocess is None:
+            if len(self.forward.image_shape) != 3:
+                raise no_image(self.forward.image_shape)
             raise UsageError(
                 "photos have no defined way into a model without preprocessing; "
                 "next: give its specification with --preprocess FILE, or explain arrays from Python"
@@ -427,6 +429,13 @@ class Explainer(Closing):
                 f"got {x.dtype.name}{list(x.shape)}; next: models.preprocess.load_image and to_input make them"
             )
         return x.astype(self.forward.dtype, copy=False)
+
+
+def no_image(shape: tuple[int, ...]) -> UsageError:
+    return UsageError(
+        f"the model takes samples of shape {list(shape)}, which are no images (C, H, W) or (H, W, C); "
+        "next: explain arrays from Python, with Explainer.explain"
+    )
 
 
 def as_kind(objective: str | Kind) -> Kind:
