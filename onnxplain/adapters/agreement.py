@@ -60,6 +60,7 @@ def agreement(original: Original, classifier: Path, made: Halves, output: str | 
     tail = find_logits(prepared, prepared.inputs[0], output).tail
     outputs = original.outputs(images)
     require_independence(original, images, outputs)
+    require_cut(original, tail, outputs)
     difference = compare_outputs(original, classifier, str(tail.output.name), images, outputs)
     gradient = cosine = None
     if original.gradients is not None and made.gradient is not None:
@@ -96,6 +97,16 @@ def require_independence(original: Original, images: Array, outputs: Array) -> N
             f"{original.name}: what it says of an image alone and among others differs by {difference:.3g} in "
             f"{original.framework} itself; next: look for what mixes the images of a batch, such as a normalisation in "
             "training mode"
+        )
+
+
+def require_cut(original: Original, tail: Tail, outputs: Array) -> None:
+    """Raise `ExportError` for probabilities whose softmax was not found: it would be taken of them once more."""
+    whole = outputs.shape[1] > 1 and np.allclose(outputs.sum(axis=1), 1, atol=1e-4)
+    if tail.activation is None and whole and outputs.min() >= 0:
+        raise ExportError(
+            f"{original.name}: it returns probabilities, by a softmax that its export has in pieces, so that its "
+            "logits are not found; next: export what returns logits"
         )
 
 
