@@ -16,10 +16,6 @@ from onnxplain.engine.requests import Array
 SAME = 1e-3  # of a layer's largest value: what is wrong is wrong by more, and float noise is less
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 UNTYPED = ("Scaler", "Normalizer", "Imputer")  # of ai.onnx.ml: float32, but shape inference does not say so
-    "Scaler",
-    "Normalizer",
-    "Imputer",
-)  # of ai.onnx.ml, whose outputs are float32, and shape inference does not say
 
 
 def first_difference(classifier: Path, images: Array, layers: Iterable[tuple[str, Array]]) -> str | None:
