@@ -219,7 +219,7 @@ def of_tensorflow(
                 converter.convert.from_function(function, input_signature=signature, opset=OPSET, output_path=str(path))
             except Exception as error:
                 raise ExportError(
-                    f"{name}: tf2onnx cannot convert it ({first_line(error)}); next: replace what it does not know"
+                    f"{name}: tf2onnx cannot convert it ({last_line(error)}); next: replace what it does not know"
                 ) from error
         tidy(path, name)
         return ()
@@ -235,6 +235,12 @@ def of_tensorflow(
         labels=labels,
         provenance={"exporter": f"tf2onnx {require('tf2onnx', 'keras').__version__}"},
     )
+
+
+def last_line(error: Exception) -> str:
+    """What TensorFlow says of code that it has traced: the reason comes last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200].rstrip(".;: ")
 
 
 def tidy(path: Path, name: str) -> None:
@@ -313,7 +319,8 @@ def of_saved_model(folder: Path) -> Original:
             f"{folder}: its input is {spec.dtype.name}{list(spec.shape)}, expected float32 of a fixed size; "
             "next: save it with such a signature"
         )
-    made = of_tensorflow(lambda x: function(**{key: x}), shape, name=str(folder))
+    # asked of `loaded`, which keeps its variables alive
+    made = of_tensorflow(lambda x: loaded.signatures[which](**{key: x}), shape, name=str(folder))
     return replace(made, provenance={**made.provenance, "signature": which})
 
 

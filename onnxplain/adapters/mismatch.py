@@ -15,6 +15,7 @@ from onnxplain.engine.requests import Array
 
 SAME = 1e-3  # of a layer's largest value: what is wrong is wrong by more, and float noise is less
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+UNTYPED = ("Scaler", "Normalizer", "Imputer")  # of ai.onnx.ml: float32, but shape inference does not say so
 
 
 def first_difference(classifier: Path, images: Array, layers: Iterable[tuple[str, Array]]) -> str | None:
@@ -40,6 +41,7 @@ def inner_values(classifier: Path, images: Array) -> Mapping[str, Array]:
     graph = model.graph
     have = {value.name for value in graph.output}
     kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    kinds |= {node.output[0]: TensorProto.FLOAT for node in graph.node if node.op_type in UNTYPED}
     inner = [name for node in graph.node for name in node.output if kinds.get(name) in FLOATS and name not in have]
     graph.output.extend(helper.make_tensor_value_info(name, kinds[name], None) for name in inner)
     with OnnxRuntimeExecutor(model, optimise=False, folder=classifier.parent) as executor:

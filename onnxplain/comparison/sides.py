@@ -14,7 +14,7 @@ from onnxplain.adapters.pytorch import require_ready
 from onnxplain.adapters.reference import LOOPS
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import AGI, Alphas, CrediblePath, Method
-from onnxplain.engine.requests import Array, Kind
+from onnxplain.engine.requests import Array, Head, Kind
 from onnxplain.errors import UsageError
 from onnxplain.explainer import Explainer
 
@@ -59,6 +59,10 @@ class TorchSide:
             raise UsageError(
                 "the loops in PyTorch take images (C, H, W) in [0,1]; next: compare a model that was exported with its "
                 "preprocessing, channels first"
+            )
+        if explainer.head is not Head.SOFTMAX:
+            raise UsageError(
+                "the loops in PyTorch are for classes, not for labels (a sigmoid head); next: compare runtimes"
             )
         if explainer.setup.threads:
             torch.set_num_threads(explainer.setup.threads)
