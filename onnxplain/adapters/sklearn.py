@@ -26,7 +26,6 @@ from onnxplain.adapters.original import Original, require
 from onnxplain.adapters.pytorch import first_line, quietly
 from onnxplain.engine.requests import Array
 from onnxplain.errors import ExportError
-from onnxplain.models.preprocess import PreprocessSpec
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
@@ -83,7 +82,6 @@ def export(
     example: Array | None,
     out: str | os.PathLike[str],
     *,
-    preprocess: PreprocessSpec | None = None,
     labels: Sequence[str] | None = None,
     name: str | None = None,
     **how: Any,
@@ -94,7 +92,6 @@ def export(
         model: a fitted classifier of features, or a pipeline that ends in one; a search stands for its best one.
         example: samples as it takes them, (N, F), at which the export is checked; None: normal random ones.
         out: the gradient model's file. Its input is float32 (N, F), its logits are (N, K), also of two classes.
-        preprocess: as for other frameworks, for samples that are images; None: its input is taken as it is.
         labels: the names of the K classes; None: its `classes_`.
         name: what messages and the file call the classifier; None: its class.
         how: the other arguments of `export_original`.
@@ -103,20 +100,22 @@ def export(
         ExportError: it has no derivative, is not fitted, cannot be exported, or its export differs from it.
         Otherwise as `export_original`.
     """
-    return export_original(original(model, example, preprocess=preprocess, labels=labels, name=name), out, **how)
+    return export_original(original(model, example, labels=labels, name=name), out, **how)
 
 
 def original(
     model: BaseEstimator,
     example: Array | None = None,
     *,
-    preprocess: PreprocessSpec | None = None,
+    preprocess: None = None,
     labels: Sequence[str] | None = None,
     name: str | None = None,
 ) -> Original:
     """A scikit-learn classifier with its differences and steps; see `export`. Raises `ExportError` if it is none."""
     sklearn = require("sklearn", "sklearn")
     name = name or type(model).__name__
+    if preprocess is not None:
+        raise ExportError(f"{name}: it takes rows of numbers, which no photo becomes; next: leave preprocess out")
     require_classifier(model, name)
     require_derivative(model, name)
     steps = steps_of(model)
@@ -127,23 +126,24 @@ def original(
         example = np.ascontiguousarray(example, np.float32)
         sizes = np.abs(example).max(axis=0, initial=0) if example.ndim == 2 else sizes
 
-    def inner(x: Array) -> Iterator[tuple[str, Array]]:
-        for key, step in steps[:-1]:
-            x = step.transform(x)
-            yield key, x
-        yield steps[-1][0], last.logits(x)
-
-    def outputs(x: Array) -> Array:
+    def layers(x: Array) -> list[tuple[str, Array]]:
+        """What each step makes of samples, the logits last."""
+        shape, found = list(x.shape), []
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # names of features, which arrays do not have
-                *_, (_, y) = inner(x)
+                warnings.simplefilter("ignore")  # arrays have no names of features
+                for key, step in steps[:-1]:
+                    x = step.transform(x)
+                    found.append((key, x))
+                return [*found, (steps[-1][0], last.logits(x))]
         except Exception as error:
             raise ExportError(
-                f"{name}: it raised {type(error).__name__} for samples of shape {list(x.shape)}: {first_line(error)}; "
+                f"{name}: it raised {type(error).__name__} for samples of shape {shape}: {first_line(error)}; "
                 "next: give an example, an array of floats (N, F) as it takes them"
             ) from error
-        return y
+
+    def outputs(x: Array) -> Array:
+        return layers(x)[-1][1]
 
     if example is not None:
         outputs(example)  # raises if it does not take them
@@ -158,9 +158,8 @@ def original(
         write=lambda path: write(path, steps, last, features, name),
         outputs=outputs,
         gradients=gradients if features <= MOST_FEATURES else None,
-        layers=inner,
+        layers=lambda x: iter(layers(x)),
         images=example,
-        preprocess=preprocess,
         labels=labels or [str(label) for label in steps[-1][1].classes_],
         head=last.head,
         provenance={"exporter": f"skl2onnx {require('skl2onnx', 'sklearn').__version__}"},
@@ -250,7 +249,7 @@ def require_classifier(model: Any, name: str) -> None:
     from sklearn.utils.validation import check_is_fitted
 
     try:
-        if not is_classifier(model):
+        if not (hasattr(model, "get_params") and is_classifier(model)):
             raise ExportError(f"{name}: expected a classifier, got {type(model).__name__}; next: give one")
         check_is_fitted(model)
     except NotFittedError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,7 @@ from onnxplain.adapters import sklearn as adapter  # noqa: E402
 from onnxplain.adapters.export import export_original  # noqa: E402
 from onnxplain.adapters.sources import from_object  # noqa: E402
 from onnxplain.errors import BackendMissing, ExportError, UsageError  # noqa: E402
+from onnxplain.models.preprocess import PreprocessSpec  # noqa: E402
 
 # Both sides round in float32: 1e-5 of the largest value is some eighty roundings of it, in graphs of few operators.
 NOISE = 1e-5
@@ -96,7 +98,9 @@ MODELS = {
     "of complements": ComplementNB,
     "polynomials": lambda: make_pipeline(StandardScaler(), PolynomialFeatures(2), LogisticRegression()),
     "some features": lambda: make_pipeline(SelectKBest(k=3), TruncatedSVD(2), LogisticRegression()),
-    "features that a forest chose": lambda: make_pipeline(SelectFromModel(RandomForestClassifier(5)), LinearSVC()),
+    "features that a forest chose": lambda: make_pipeline(
+        SelectFromModel(RandomForestClassifier(5, random_state=0)), LinearSVC()
+    ),
     "a search": lambda: GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression()), {}, cv=2),
     "a search inside": lambda: make_pipeline(StandardScaler(), GridSearchCV(LogisticRegression(), {"C": [1, 2]}, cv=2)),
     "columns": lambda: make_pipeline(
@@ -223,7 +227,7 @@ FLAT = {
     "big": ox.methods.BIG(),
     "isa": ox.methods.ISA(),
     "shap": ox.methods.KernelSHAP(segments=np.arange(FEATURES)),
-    "lime": ox.methods.LIME(segments=np.arange(FEATURES)),
+    "lime": ox.methods.LIME(segments=np.arange(FEATURES), baseline=ox.methods.Baseline.MEAN_COLOUR),
     "occlusion": ox.methods.Occlusion(window=1, stride=1),
 }
 PICTURES = {
@@ -246,7 +250,7 @@ def test_methods_explain_features_or_say_that_they_need_a_picture(tmp_path: Path
             assert one.attribution.shape == (FEATURES,), kind
             assert np.abs(one.attribution).max() > 0, kind
         for method in PICTURES.values():
-            with pytest.raises(UsageError, match="needs an image|expected a picture"):
+            with pytest.raises(UsageError, match=r"needs an image|expected a picture"):
                 explainer.explain(x[:1], method)
         with pytest.raises(UsageError, match=r"samples of shape \[6\], which are no images"):
             _ = explainer.photos
@@ -269,10 +273,9 @@ def test_shapley_values_of_a_forest_need_no_gradient(tmp_path: Path) -> None:
 
 
 def test_an_export_that_differs_is_named_by_its_step(tmp_path: Path) -> None:
-    made, other = (
-        adapter.original(make_pipeline(StandardScaler(), PCA(size), LogisticRegression()).fit(*data(3)), data(3)[0][:4])
-        for size in (4, 3)
-    )
+    model = fitted(make_pipeline(StandardScaler(), PCA(4), LogisticRegression()))
+    made, other = (adapter.original(copy, data(3)[0][:4]) for copy in (model, deepcopy(model)))
+    model[1].components_ *= 1.1
     with pytest.raises(ExportError, match="first in the layer pca;"):
         export_original(replace(made, write=other.write), tmp_path / "g.onnx")
     assert not list(tmp_path.iterdir())
@@ -332,6 +335,7 @@ def test_what_is_no_fitted_classifier_of_rows_is_refused(tmp_path: Path) -> None
         (LogisticRegression().fit(x, y), x[:4, :2], r"raised ValueError for samples of shape \[4, 2\].*next: give an"),
         (LogisticRegression().fit(x, y), x[0], "raised ValueError for samples"),
         (several.fit(x, y), x[:4, None], "raised ValueError for samples"),
+        ("forest", x[:4], "expected a classifier, got str"),
     ):
         with pytest.raises(ExportError, match=said):
             adapter.export(model, example, tmp_path / "g.onnx")
@@ -359,6 +363,8 @@ def test_nothing_is_changed_or_said(tmp_path: Path, capfd) -> None:
 
 
 def test_objects_find_their_adapter() -> None:
+    with pytest.raises(ExportError, match="rows of numbers"):
+        from_object(fitted(LogisticRegression()), "mine", preprocess=PreprocessSpec(size=(4, 4)))
     made = from_object(fitted(GridSearchCV(LogisticRegression(), {}, cv=2)), "mine")
     assert made.image_shape == (FEATURES,)
     assert made.framework.startswith("scikit-learn ")
