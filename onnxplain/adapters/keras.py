@@ -259,7 +259,8 @@ def tidy(path: Path, name: str) -> None:
         node.input[:] = ["outputs" if name == output.name else name for name in node.input]
     output.name = "outputs"
     for value in (graph.input[0], output):
-        value.type.tensor_type.shape.dim[0].dim_param = "N"
+        if not value.type.tensor_type.shape.dim[0].dim_value:
+            value.type.tensor_type.shape.dim[0].dim_param = "N"
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
