@@ -31,15 +31,8 @@ REPLACED = {
     "flax.nnx": ("max_pool", "avg_pool"),
     "jax.numpy": ("cumsum", "take"),
 }
-CALLS = (
-    "checkpoint",
-    "closed_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "jit",
-    "pjit",
-    "remat2",
-)  # of functions inside
+# Primitives that call a function, whose primitives are looked at one by one.
+CALLS = frozenset({"checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2"})
 
 Place: TypeAlias = tuple[ModuleType, str]
 

@@ -175,6 +175,18 @@ def test_primitives_are_named_in_order() -> None:
     assert [name.split()[0] for name, _ in inside.layers(x)] == ["max", *(name.split()[0] for name, _ in found)]
 
 
+def test_a_derivative_of_its_own_is_told(tmp_path: Path) -> None:
+    given = weights()
+
+    def net(x):
+        return plain(given, x) * jax.lax.stop_gradient(plain(given, x))
+
+    x = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    with pytest.raises(ExportError, match=r"is not that of JAX .* and 2 times as long; .*stop_gradient"):
+        adapter.export(net, x, tmp_path / "g.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_random_numbers_are_told_from_those_of_the_export(tmp_path: Path) -> None:
     """jax2onnx draws others, and keys are no arrays of floats."""
 
