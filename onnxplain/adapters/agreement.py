@@ -176,8 +176,8 @@ def compare_gradients(
         raise ExportError(
             f"{original.name}: the gradient that was made of it is not that of {original.framework}: cosine "
             f"{cosine:.6f}, expected {COSINE_ABOVE} or more, and {length:.4g} times as long; next: look for a "
-            "derivative that is not that of its operators (stop_gradient, detach, a rule of its own), which ONNX cannot "
-            "hold; if there is none, report this with the model: it is a bug of onnxplain"
+            "derivative that is not that of its operators (stop_gradient, detach, a rule of its own), which ONNX "
+            "cannot hold; if there is none, report this with the model: it is a bug of onnxplain"
         )
     return float(differences), cosine
 
