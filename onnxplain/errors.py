@@ -101,10 +101,11 @@ class BackendMissing(ExecutionError, ImportError):
 
     exit_code = 4
 
-    def __init__(self, what: str, extra: str) -> None:
+    def __init__(self, what: str, extra: str, command: str | None = None) -> None:
         self.extra = extra
+        command = command or f'pip install "onnxplain[{extra}]"'
         more = "; `onnxplain doctor` tells what this machine can run" * (extra in RUNTIMES)
-        super().__init__(f'{what} is not installed; next: pip install "onnxplain[{extra}]"{more}')
+        super().__init__(f"{what} is not installed; next: {command}{more}")
 
 
 class FeedMismatch(ExecutionError, ValueError):
