@@ -25,7 +25,8 @@ from onnxplain.engine.explanation import Explanation
 from onnxplain.models.preprocess import PreprocessSpec, load_image, to_input
 
 COLUMNS = [
-    "image", "method", "target", "label", "probability", "logit", "value", "completeness_gap", "heatmap", "overlay",
+    "image", "method", "target", "label", "probability", "logit", "value", "completeness_gap",
+    "on", "precision", "threads", "heatmap", "overlay",
 ]  # fmt: skip
 
 
