@@ -21,6 +21,7 @@ from onnxplain.adapters.onnx_file import AUTO, Preprocess
 from onnxplain.engine.atomic import writable_folder, write_atomically
 from onnxplain.engine.drive import drive
 from onnxplain.engine.evaluate import (
+    RUN,
     Evaluation,
     Example,
     Observe,
@@ -271,7 +272,13 @@ class Run:
         rows = [found[place] for place in sorted(found)]
         summary = summarise(rows, published=self.recipe.published, compare=self.recipe.compare)
         write_parquet(self.folder / RESULTS, rows)
-        facts = {"schema_version": SCHEMA_VERSION, "title": self.recipe.title, "source": self.recipe.source}
+        runs = {tuple(row[name] for name in RUN): None for row in rows}  # earlier ones may have had other threads
+        facts = {
+            "schema_version": SCHEMA_VERSION,
+            "title": self.recipe.title,
+            "source": self.recipe.source,
+            "runs": [dict(zip(RUN, run, strict=True)) for run in runs],
+        }
         document = plain(facts | summary.tables() | {"failed": list(failed)})
         write_atomically(self.folder / SUMMARY, (json.dumps(document, indent=2) + "\n").encode(), overwrite=True)
         write_atomically(self.folder / MEANS, as_csv(summary.means).encode(), overwrite=True)

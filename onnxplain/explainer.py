@@ -398,7 +398,8 @@ class Explainer(Closing):
     @property
     def provenance(self) -> dict[str, Any]:
         """What an explanation depends on besides image, method and seed."""
-        ran = dict(self._logits.facts)
+        facts = dict(self._logits.facts)
+        ran = {"name": facts.pop("runtime"), **facts}
         return {
             "model_sha256": self.metadata["onnxplain.source_sha256"],
             "space": self.metadata["onnxplain.space"],
@@ -413,7 +414,7 @@ class Explainer(Closing):
             "step_graphs": self._step_graphs,
             "versions": {
                 "onnxplain": version("onnxplain"),
-                ran.pop("runtime"): ran.pop("version"),
+                ran["name"]: ran["version"],
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },

@@ -158,7 +158,8 @@ def explain_photos(
 
 
 def summary(explanation: Explanation, labels: Sequence[str] | None = None) -> dict[str, Any]:
-    """An explanation in one row: the class, how sure the model is of it, and how complete the attribution is."""
+    """An explanation in one row: the class, how sure the model is of it, how complete the attribution is, and where the
+    model was run."""
     target, logits = explanation.target, explanation.logits.astype(np.float64)
     index = None if isinstance(target, np.ndarray) else target
     head = Head(explanation.provenance.get("head", Head.SOFTMAX))
@@ -170,6 +171,7 @@ def summary(explanation: Explanation, labels: Sequence[str] | None = None) -> di
         "logit": float(logits[index]) if index is not None else None,
         "value": explanation.value,
         "completeness_gap": explanation.diagnostics.get("completeness_gap"),
+        **{name: explanation.provenance.get(name) for name in RUN},
     }
 
 

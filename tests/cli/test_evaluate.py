@@ -130,9 +130,25 @@ def test_what_is_written(place, recipe):
         ("insertion", True),
         ("deletion", True),
     ]
-    assert json.loads((place.out / "summary.json").read_text()) == document | {"title": "Tiny", "source": "nobody"}
+    about = {"title": "Tiny", "source": "nobody", "runs": [{"on": "cpu", "precision": "fp32", "threads": 0}]}
+    assert json.loads((place.out / "summary.json").read_text()) == document | about
     table = list(csv.DictReader(io.StringIO((place.out / "summary.csv").read_text())))
     assert [float(row["mean"]) for row in table] == [mean["mean"] for mean in means]
+
+
+def test_another_version_of_the_runtime_is_measured_anew(place, recipe, monkeypatch):
+    import onnxruntime
+
+    evaluated(recipe, place)
+    before = lines_of(place.out)
+    evaluated(recipe, place)
+    assert lines_of(place.out) == before
+    monkeypatch.setattr(onnxruntime, "__version__", "9.9.9")
+    evaluated(recipe, place)
+    after = lines_of(place.out)
+    assert len(after) == 2 * len(before)
+    assert {row["key"] for row in after[len(before) :]}.isdisjoint(row["key"] for row in before)
+    assert len(rows_of(place.out)) == len(before)
 
 
 def test_parquet_holds_the_lines(place, recipe):

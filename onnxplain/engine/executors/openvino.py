@@ -14,7 +14,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
-from onnxplain.errors import BackendFailed, BackendMissing, ExecutionError, OutOfMemory, UsageError
+from onnxplain.errors import BackendFailed, ExecutionError, OutOfMemory, UsageError, importing
 
 DEVICE = "CPU"
 # float32 throughout: it would take bfloat16 on processors that have it.
@@ -36,10 +36,8 @@ class OpenVinoExecutor(Closing):
         options: Mapping[str, str] | None = None,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        try:
+        with importing("openvino", "openvino"):
             import openvino as ov
-        except ImportError as error:
-            raise BackendMissing("openvino", "openvino") from error
         if taken := sorted({"INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS"} & set(options or {})):
             raise UsageError(
                 f"provider option {taken[0]}: is set by precision and threads, which results record; next: leave it out"

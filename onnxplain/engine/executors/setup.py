@@ -9,9 +9,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxplain.engine.executors.place import CPU, OPENVINO, Place
+from onnxplain.engine.executors.nvidia import surely_none
+from onnxplain.engine.executors.place import CPU, NUMBERED, OPENVINO, Place
 from onnxplain.engine.executors.protocol import Executor
-from onnxplain.errors import UsageError
+from onnxplain.errors import BackendMissing, DeviceMissing, UsageError
 
 if TYPE_CHECKING:
     import onnx
@@ -87,6 +88,17 @@ class Setup:
             BackendFailed: the runtime refuses the model.
             OutputError: a cache folder that is needed cannot be written to.
         """
+        try:
+            return self._started(model, folder)
+        except BackendMissing as error:
+            if self.place.runtime in NUMBERED and surely_none():  # then to install it would not help
+                raise DeviceMissing(
+                    f"{self.place}: there is no NVIDIA GPU in this machine; next: use --on cpu, or see what "
+                    "`onnxplain doctor` says of this machine"
+                ) from error
+            raise
+
+    def _started(self, model: onnx.ModelProto | bytes, folder: str | os.PathLike[str] | None) -> Executor:
         match self.place.runtime:
             case "openvino":
                 from onnxplain.engine.executors.openvino import OpenVinoExecutor
