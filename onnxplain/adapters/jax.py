@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from pathlib import Path
@@ -197,8 +198,10 @@ def write(path: Path, function: Callable[[Any], Any], shape: Sequence[int], name
     converter = require("jax2onnx", "jax")
     names = {"input_names": ["input"], "output_names": ["outputs"]}
     try:
-        with quietly(), kept() as before:
-            model = converter.to_onnx(by_name(function, before), inputs=[("N", *shape)], opset=OPSET, **names)
+        # It sets jax_enable_x64 and sets it back to what it was here, for all threads: a new one has what all have.
+        with quietly(), kept() as before, ThreadPoolExecutor(1) as alone:
+            given = by_name(function, before)
+            model = alone.submit(converter.to_onnx, given, inputs=[("N", *shape)], opset=OPSET, **names).result()
     except Exception as error:
         reason = first_line(error)
         batch = (

@@ -227,6 +227,7 @@ def test_jax_is_left_as_it_was(tmp_path: Path, capfd, wide: bool) -> None:
     with jax.enable_x64(wide):
         adapter.export(plain, x, tmp_path / "g.onnx", params=given)
         assert jax.config.jax_enable_x64 == wide
+    assert not jax.config.jax_enable_x64
     assert (jnp.cumsum, linen.max_pool, nnx.avg_pool) == before
     assert capfd.readouterr() == ("", "")
 
