@@ -45,8 +45,18 @@ def inner_values(classifier: Path, images: Array) -> Mapping[str, Array]:
     inner = [name for node in graph.node for name in node.output if kinds.get(name) in FLOATS and name not in have]
     graph.output.extend(helper.make_tensor_value_info(name, kinds[name], None) for name in inner)
     with OnnxRuntimeExecutor(model, optimise=False, folder=classifier.parent) as executor:
-        (name,) = executor.inputs
-        return dict(executor({name: images}))
+        ((given, wanted),) = executor.inputs.items()
+        rows = wanted.shape[0] if isinstance(wanted.shape[0], int) else len(images)  # some take so many at a time
+        parts = [
+            {name: value.copy() for name, value in executor({given: images[i : i + rows]}).items()}
+            for i in range(0, len(images), rows)
+        ]
+    return {name: together([part[name] for part in parts]) for name in parts[0]}
+
+
+def together(parts: list[Array]) -> Array:
+    """Of all images; a scalar is none of theirs."""
+    return np.concatenate(parts) if len(parts) > 1 and parts[0].ndim else parts[0]
 
 
 def by_size(values: Mapping[str, Array]) -> Mapping[int, list[Array]]:

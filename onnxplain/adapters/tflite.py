@@ -33,23 +33,19 @@ def load(path: str | os.PathLike[str]) -> Original:
 
     name = str(path)
     try:
-        with muted():
+        with muted(), warnings.catch_warnings(action="ignore"):
             interpreter = Interpreter(model_path=name, experimental_preserve_all_tensors=True)
-            interpreter.allocate_tensors()
     except Exception as error:
         raise InputError(f"{name}: not a TFLite file ({first_line(error)}); next: convert it again") from error
+    require_float_classifier(interpreter, name)
+    try:
+        with muted():
+            interpreter.allocate_tensors()
+    except Exception as error:
+        raise ExportError(
+            f"{name}: LiteRT does not run it ({first_line(error)}); next: convert it to TFLite's own operators"
+        ) from error
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise ExportError(
-            f"{name}: expected one input and one output, got {len(inputs)} and {len(outputs)}; "
-            "next: convert a classifier"
-        )
-    quantised = [tensor["name"] for tensor in interpreter.get_tensor_details() if tensor["quantization"][0]]
-    if quantised or inputs[0]["dtype"] is not np.float32 or outputs[0]["dtype"] is not np.float32:
-        raise ExportError(
-            f"{name}: quantised ({len(quantised)} tensors), and rounds otherwise than its export would; "
-            "next: convert it to TFLite without optimisations"
-        )
     shape = tuple(map(int, inputs[0]["shape"][1:]))
 
     def ask(image: Array) -> None:
@@ -63,6 +59,8 @@ def load(path: str | os.PathLike[str]) -> Original:
             found.append(interpreter.get_tensor(outputs[0]["index"]).reshape(-1))
         return np.stack(found)
 
+    with muted():
+        exporter = f"tf2onnx {require('tf2onnx', 'tflite').__version__}"
     return Original(
         name=name,
         framework=f"LiteRT {version()}",
@@ -70,8 +68,36 @@ def load(path: str | os.PathLike[str]) -> Original:
         write=lambda file: write(name, file),
         outputs=run,
         layers=lambda images: tensors(interpreter, ask, images),
-        provenance={"exporter": f"tf2onnx {require('tf2onnx', 'tflite').__version__}"},
+        provenance={"exporter": exporter},
     )
+
+
+def require_float_classifier(interpreter: Any, name: str) -> None:
+    """Raise `ExportError` unless a model takes float32 images of a fixed size one by one, and has one output."""
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ExportError(
+            f"{name}: expected one input and one output, got {len(inputs)} and {len(outputs)}; "
+            "next: convert a classifier"
+        )
+    quantised = [t["name"] for t in interpreter.get_tensor_details() if len(t["quantization_parameters"]["scales"])]
+    if quantised:
+        raise ExportError(
+            f"{name}: quantised ({len(quantised)} tensors), and rounds otherwise than its export would; "
+            "next: convert it to TFLite without optimisations"
+        )
+    ((given, made),) = zip(inputs, outputs, strict=True)
+    if given["dtype"] is not np.float32 or made["dtype"] is not np.float32:
+        raise ExportError(
+            f"{name}: its input is {given['dtype'].__name__} and its output {made['dtype'].__name__}, expected float32 "
+            "for both; next: convert the part between the images as floats and the logits"
+        )
+    batch, *sizes = map(int, given["shape_signature"])
+    if batch not in (-1, 1) or -1 in sizes:
+        raise ExportError(
+            f"{name}: its input has the shape {[batch, *sizes]}, expected images of a fixed size, one by one or as "
+            f"many as there are; next: convert it with an input such as {[1, 224, 224, 3]}"
+        )
 
 
 def version() -> str:

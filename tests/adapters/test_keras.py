@@ -224,6 +224,122 @@ def test_folders_that_are_no_saved_model(tmp_path: Path) -> None:
         load(tmp_path / "two")
 
 
+class Writer(tf.Module):
+    """Writes a file when it is called."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4))])
+    def __call__(self, x):
+        tf.io.write_file("evil-was-here", "x")
+        return x
+
+
+class Starter(tf.Module):
+    """Writes a file when it is loaded."""
+
+    def __init__(self):
+        super().__init__()
+
+        class Table(tf.saved_model.experimental.TrackableResource):
+            def _create_resource(self):
+                return tf.raw_ops.HashTableV2(key_dtype=tf.string, value_dtype=tf.string)
+
+            def _initialize(self):
+                tf.io.write_file("evil-was-here", "x")
+
+        self.table = Table()
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4))])
+    def __call__(self, x):
+        return x
+
+
+class Inner(Writer):
+    """Writes a file in a branch of a branch."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4))])
+    def __call__(self, x):
+        def write():
+            tf.io.write_file("evil-was-here", "x")
+            return x
+
+        return tf.cond(tf.reduce_sum(x) > 7, lambda: tf.cond(tf.reduce_sum(x) > 9, write, lambda: x), lambda: -x)
+
+
+class Reader(tf.Module):
+    """Reads a file, by an operator that TensorFlow calls stateless."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4))])
+    def __call__(self, x):
+        return x + tf.cast(tf.strings.length(tf.io.read_file("secret")), tf.float32)
+
+
+class Sly(tf.Module):
+    """Writes a file when it is differentiated."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4))])
+    def __call__(self, x):
+        @tf.custom_gradient
+        def same(x):
+            def back(dy):
+                tf.io.write_file("evil-was-here", "x")
+                return dy
+
+            return tf.identity(x), back
+
+        return same(x)
+
+
+@pytest.mark.parametrize(
+    ("made", "operator"),
+    [(Writer, "WriteFile"), (Starter, "WriteFile"), (Inner, "WriteFile"), (Reader, "ReadFile"), (Sly, "WriteFile")],
+)
+def test_saved_models_that_do_more_than_compute_are_not_loaded(tmp_path, monkeypatch, made, operator: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_text("x")
+    module = made()
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=True)
+    tf.saved_model.save(module, "saved", signatures={"serving_default": module.__call__}, options=options)
+    (tmp_path / "evil-was-here").unlink(missing_ok=True)
+    with pytest.raises(InputError, match=f"saved: its graph has {operator}, which may do more than compute"):
+        load(tmp_path / "saved")
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+def test_saved_models_of_tensorflow_1(tmp_path: Path) -> None:
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        x = tf.compat.v1.placeholder(tf.float32, (None, 4))
+        tf.compat.v1.saved_model.simple_save(session, str(tmp_path / "saved"), {"x": x}, {"y": x + 1})
+    with pytest.raises(InputError, match="a SavedModel of TensorFlow 1; next: load it, and save it with TensorFlow 2"):
+        load(tmp_path / "saved")
+
+
+def reads_another_file(weights) -> None:
+    del weights["0"]
+    weights.create_dataset("0", (768, 5), "f4", external=[(str(Path("secret").resolve()), 0, 768 * 5 * 4)])
+
+
+def declares_terabytes(weights) -> None:
+    del weights["0"]
+    weights.create_dataset("0", (1 << 20, 1 << 20), "f4", chunks=(64, 64), compression="gzip")
+
+
+@pytest.mark.parametrize("edit", [reads_another_file, declares_terabytes])
+def test_weights_that_are_not_in_their_file(tmp_path: Path, monkeypatch, edit) -> None:
+    h5py = framework("h5py")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_bytes(b"A" * 768 * 5 * 4)
+    keras.Sequential([keras.Input((768,)), layers.Dense(5)]).save("m.keras")
+    with zipfile.ZipFile("m.keras") as archive:
+        archive.extractall("parts")
+    with h5py.File("parts/model.weights.h5", "a") as file:
+        edit(file["layers/dense/vars"])
+    with zipfile.ZipFile("m.keras", "w") as archive:
+        for part in Path("parts").iterdir():
+            archive.write(part, part.name)
+    with pytest.raises(InputError, match="Not allowed: H5"):
+        load(tmp_path / "m.keras")
+
+
 def test_a_backend_that_is_missing_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['jax'] = None\n"

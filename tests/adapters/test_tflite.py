@@ -53,6 +53,19 @@ def converted(model, path: Path, *, quantise: bool = False) -> Path:
     return path
 
 
+def of_function(function, path: Path, shape=(1, 16, 16, 3), **more) -> Path:
+    traced = tf.function(function, input_signature=[tf.TensorSpec(shape)])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced.get_concrete_function()])
+    for name, value in more.items():
+        setattr(converter, name, value)
+    path.write_bytes(converter.convert())
+    return path
+
+
+def head(x):
+    return tf.reduce_mean(x, (1, 2)) @ tf.constant(np.random.default_rng(0).standard_normal((3, 5), np.float32))
+
+
 @pytest.mark.parametrize("batch", [None, 1])
 def test_outputs_and_gradients_are_those_of_the_net(tmp_path: Path, batch: int | None) -> None:
     model = net()
@@ -71,8 +84,30 @@ def test_outputs_and_gradients_are_those_of_the_net(tmp_path: Path, batch: int |
     np.testing.assert_allclose(ours, theirs, atol=NOISE * np.abs(theirs).max())
 
 
-def test_a_tensor_that_its_export_gets_wrong_is_named(tmp_path: Path, monkeypatch) -> None:
-    right, wrong = (converted(net(scale), tmp_path / f"{scale}.tflite") for scale in (1.0, 1.1))
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: head(tf.nn.gelu(x)),
+        lambda x: head(tf.nn.gelu(x, approximate=True)),
+        lambda x: head(tf.nn.tanh(x) * tf.image.resize(x[:, ::3, ::3], (16, 16), method="nearest")),
+    ],
+    ids=["gelu", "gelu by tanh", "nearest"],
+)
+def test_operators_that_tf2onnx_leaves_as_they_are(tmp_path: Path, function) -> None:
+    ox.export(of_function(function, tmp_path / "m.tflite"), tmp_path / "g.onnx", preprocess=None)
+    x = np.random.default_rng(1).standard_normal((2, 16, 16, 3), np.float32)
+    image = tf.Variable(x)
+    with tf.GradientTape() as tape:
+        value = tf.reduce_sum(function(image)[:, 1])
+    theirs = tape.gradient(value, image).numpy()
+    with ox.open(tmp_path / "g.onnx") as explainer:
+        ours = explainer.gradients(x, target=1).gradient
+    np.testing.assert_allclose(ours, theirs, atol=NOISE * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+def test_a_tensor_that_its_export_gets_wrong_is_named(tmp_path: Path, monkeypatch, batch: int | None) -> None:
+    right, wrong = (converted(net(scale, batch), tmp_path / f"{scale}.tflite") for scale in (1.0, 1.1))
     write = tflite.write
     monkeypatch.setattr(tflite, "write", lambda name, file: write(str(wrong), file))
     with pytest.raises(ExportError, match=r"first in the layer .+;"):
@@ -83,6 +118,47 @@ def test_a_tensor_that_its_export_gets_wrong_is_named(tmp_path: Path, monkeypatc
 def test_quantised_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"quantised .* next: convert it to TFLite without optimisations"):
         load(converted(net(), tmp_path / "q.tflite", quantise=True))
+
+
+def test_weights_that_are_quantised_by_channel_are_refused(tmp_path: Path) -> None:
+    kernel = tf.constant(np.random.default_rng(0).standard_normal((3, 3, 3, 64), np.float32))  # smaller ones stay
+    file = of_function(
+        lambda x: tf.reduce_mean(tf.nn.conv2d(x, kernel, 2, "SAME"), (1, 2)),
+        tmp_path / "q.tflite",
+        optimizations=[tf.lite.Optimize.DEFAULT],
+    )
+    with pytest.raises(ExportError, match=r"quantised \(1 tensors\)"):
+        load(file)
+
+
+def test_weights_of_half_precision_are_floats(tmp_path: Path) -> None:
+    converter = tf.lite.TFLiteConverter.from_keras_model(net())
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+    (tmp_path / "h.tflite").write_bytes(converter.convert())
+    done = ox.export(tmp_path / "h.tflite", tmp_path / "g.onnx", preprocess=None)
+    assert done.agreement is not None
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "said"),
+    [
+        (head, (4, 16, 16, 3), r"the shape \[4, 16, 16, 3\], expected images of a fixed size, one by one"),
+        (head, (1, None, None, 3), r"the shape \[1, -1, -1, 3\]"),
+        (lambda x: tf.argmax(head(x), -1), (1, 8, 8, 3), "its input is float32 and its output int64"),
+        (lambda x: (head(x), x), (1, 8, 8, 3), "expected one input and one output, got 1 and 2"),
+    ],
+    ids=["four at once", "open", "the class itself", "two outputs"],
+)
+def test_what_is_no_classifier_is_refused(tmp_path: Path, function, shape, said: str) -> None:
+    with pytest.raises(ExportError, match=said):
+        load(of_function(function, tmp_path / "m.tflite", shape))
+
+
+def test_operators_of_others_are_named(tmp_path: Path) -> None:
+    file = of_function(lambda x: tf.raw_ops.Digamma(x=head(x)), tmp_path / "m.tflite", allow_custom_ops=True)
+    with pytest.raises(ExportError, match=r"LiteRT does not run it .*Digamma.* next: convert it to TFLite's own"):
+        load(file)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
