@@ -21,7 +21,7 @@ from onnxplain.adapters.gradient.precision import in_precision, precision_of
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.gradient.steps import line_step, walk_step
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
-from onnxplain.engine.batching import LARGEST as MOST_ROWS
+from onnxplain.engine.arguments import check_range, expect
 from onnxplain.engine.batching import Remembered, host_memory
 from onnxplain.engine.drive import (
     BIASES,
@@ -108,13 +108,18 @@ def open(
         BackendMissing: the runtime is not installed.
         DeviceMissing: there is no such device, or its driver does not fit.
     """
+    check_range(range)
+    expect(
+        step_graphs is None or isinstance(step_graphs, bool),
+        *("step_graphs", "True, False or None", step_graphs, "leave it out"),
+    )
     setup = Setup.of(
         on=on,
-        precision=precision or "fp32",
+        precision="fp32" if precision is None else precision,
         threads=threads,
         provider_options=provider_options,
         cache=cache,
-        batch_size=MOST_ROWS if batch_size == AUTO else batch_size,
+        batch_size=batch_size,
     )
     how: dict[str, Any] = {"head": head, "input_shape": input_shape, "layers": layers, "gradient": gradient}
     made = halves(model, preprocess, output, **how, on_unsupported=on_unsupported)

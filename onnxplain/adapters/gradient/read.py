@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient import ml
 from onnxplain.adapters.gradient.facts import SMALL
+from onnxplain.engine.arguments import expect
 from onnxplain.errors import InvalidModel, OnnxplainError
 
 ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
@@ -45,6 +46,10 @@ def read(model: ModelLike) -> ir.Model:
             ours = onnx.ModelProto()
             ours.CopyFrom(model)  # onnx-ir works on the tensors that it is given
             return from_message(ours, Path(), "the model")
+    expect(
+        isinstance(model, str | os.PathLike),
+        *("model", "a path, a ModelProto or an onnx-ir model", model, "save it to a file, or export it first"),
+    )
     path, name = Path(model), str(model)
     with refusing(name):
         if not path.is_file():

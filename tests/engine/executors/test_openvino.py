@@ -73,6 +73,25 @@ def test_options_that_would_belie_the_results_are_refused(option: str) -> None:
         Setup.of(on="openvino", provider_options={option: "bf16"}).start(tiny.classifier())
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("NOPE", "1", "Unsupported property NOPE"), ("ENABLE_CPU_PINNING", "maybe", "Wrong value maybe")],
+)
+def test_an_option_that_it_does_not_know_is_a_matter_of_usage(
+    option: str, value: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(tiny.classifier(), path)
+    how = ("--preprocess", "none", "--on", "openvino", "--provider-option", f"{option}={value}")
+    tiny.complain(tiny.run("verify", path, *how), 2, f"{option}={value}", said, "ENABLE_CPU_PINNING")
+
+
+def test_an_option_that_it_knows_is_taken(tmp_path: Path) -> None:
+    options = {"CACHE_DIR": str(tmp_path), "ENABLE_CPU_PINNING": "true"}
+    with Setup.of(on="openvino", provider_options=options).start(tiny.classifier()) as executor:
+        assert executor.outputs.keys() == {"logits"}
+
+
 def test_a_model_that_it_does_not_know_is_refused_in_one_line() -> None:
     with pytest.raises(BackendFailed, match=r"^openvino refused the model: .+") as caught:
         Setup.of(on="openvino").start(tiny.classifier(extra=["Strange"]))
