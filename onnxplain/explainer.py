@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,6 +49,8 @@ from onnxplain.engine.space import Space
 from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError, by_operator
 from onnxplain.models.labels import labels_for
 from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find, load_image, to_input
+
+log = logging.getLogger(__name__)
 
 ROUNDING = 0.01  # how far a pixel may lie out of range: images are resized and scaled by others
 Target: TypeAlias = int | Sequence[int] | Array | None
@@ -202,10 +205,12 @@ class Explainer(Closing):
         }
         known = Remembered(setup.cache)
         size = known.get(key)
+        found = "remembered" if size is not None else "tried"
         if size is None:
             size = model.fastest(role, host_memory)
             known.put(key, size)
         model.resize(size)
+        log.info("batch size for %s: %d rows, which is fastest here (%s)", role, model.batch_size, found)
         return model
 
     @cached_property

@@ -24,7 +24,7 @@ WRONG: dict[str, list[Any]] = {
     "preprocess": [5, {"a": 1}, [1]],
     "output": [3, ["logits"]],
     "head": ["Softmax", 3],
-    "input_shape": ["3,8,8", 8, (3, "8", 8), (3, 8.0, 8)],
+    "input_shape": ["3,8,8", 8, (3, "8", 8)],
     "layers": [None, 3, ("a", 3)],
     "gradient": ["no", None],
     "range": [5, "ab", (0,), (0, 1, 2), (1, 0), (None, 1), (float("nan"), 1)],

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnxplain.adapters.gradient import ml
 from onnxplain.adapters.gradient.facts import SMALL
 from onnxplain.engine.arguments import expect
-from onnxplain.errors import InvalidModel, OnnxplainError
+from onnxplain.errors import InvalidModel, MissingFile, OnnxplainError
 
 ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
 Body: TypeAlias = onnx.GraphProto | onnx.FunctionProto
@@ -52,8 +52,10 @@ def read(model: ModelLike) -> ir.Model:
     )
     path, name = Path(model), str(model)
     with refusing(name):
+        if not path.exists():
+            raise MissingFile(f"{name}: the model does not exist; next: give the path of an .onnx file")
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+            what = "is a folder" if path.is_dir() else "is no file"
             raise InvalidModel(f"{name}: the model {what}; next: give the path of an .onnx file")
         proto = onnx.load(path, load_external_data=False)
         if not proto.graph.output or not proto.graph.input:
