@@ -103,11 +103,10 @@ class BackendMissing(ExecutionError, ImportError):
 
     exit_code = 4
 
-    def __init__(self, what: str, extra: str) -> None:
+    def __init__(self, what: str, extra: str, command: str | None = None) -> None:
         self.extra = extra
-        how = f'pip install "onnxplain[{extra}]"' + "; `onnxplain doctor` tells what this machine can run" * (
-            extra in RUNTIMES
-        )
+        how = command or f'pip install "onnxplain[{extra}]"'
+        how += "; `onnxplain doctor` tells what this machine can run" * (extra in RUNTIMES)
         if extra == "cuda":  # which pip would install over an ONNX Runtime that is there
             how = "`onnxplain doctor --on cuda` tells what this machine lacks, and the command that mends it"
         super().__init__(f"{what} is not installed; next: {how}")

@@ -44,6 +44,7 @@ HOMES = {
     "equinox": {"adapters/jax.py"},
     "skl2onnx": {"adapters/sklearn.py"},
     "onnxscript": {"adapters/pytorch.py"},
+    "requests": {"models/download.py"},
     "pickle": set(),
 }
 

@@ -60,6 +60,7 @@ def agreement(original: Original, classifier: Path, made: Halves, output: str | 
     tail = find_logits(prepared, prepared.inputs[0], output).tail
     outputs = original.outputs(images)
     require_independence(original, images, outputs)
+    require_cut(original, tail, outputs)
     difference = compare_outputs(original, classifier, str(tail.output.name), images, outputs)
     gradient = cosine = None
     if original.gradients is not None and made.gradient is not None:
@@ -99,16 +100,28 @@ def require_independence(original: Original, images: Array, outputs: Array) -> N
         )
 
 
+def require_cut(original: Original, tail: Tail, outputs: Array) -> None:
+    """Raise `ExportError` for probabilities whose softmax was not found: it would be taken of them once more."""
+    whole = outputs.shape[1] > 1 and np.allclose(outputs.sum(axis=1), 1, atol=1e-4)
+    if tail.activation is None and whole and outputs.min() >= 0:
+        raise ExportError(
+            f"{original.name}: it returns probabilities, by a softmax that its export has in pieces, so that its "
+            "logits are not found; next: export what returns logits"
+        )
+
+
 def compare_outputs(original: Original, classifier: Path, name: str, images: Array, outputs: Array) -> float:
     """The largest difference of the classifier's outputs, run without the optimiser."""
     with OnnxRuntimeExecutor(classifier.read_bytes(), optimise=False, folder=classifier.parent) as executor:
         ((given, wanted),) = executor.inputs.items()
-        if not wanted.admits(images):
+        rows = wanted.shape[0] if isinstance(wanted.shape[0], int) else len(images)  # some take so many at a time
+        if not wanted.admits(images[:rows]) or len(images) % rows:
             raise FeedMismatch(
                 f"{original.name}: the images to check it at are {images.dtype.name}{list(images.shape)}, and its "
                 f"export takes {wanted}; next: give images as the model takes them"
             )
-        ours = executor({given: images})[name]
+        parts = [executor({given: images[i : i + rows]})[name].copy() for i in range(0, len(images), rows)]
+        ours = np.concatenate(parts)
     if ours.size != outputs.size:
         raise ExportError(
             f"{original.name}: its export gives outputs of shape {list(ours.shape)}, where {original.framework} gives "

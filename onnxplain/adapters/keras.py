@@ -1,12 +1,14 @@
 """Keras 3 on whatever backend it runs, and TensorFlow's SavedModel.
 
 A model on TensorFlow is converted by tf2onnx; one on PyTorch is a module, and one on JAX a function, and they go the
-ways of those. `.keras` files are read in Keras' safe mode, which runs no code of theirs.
+ways of those. `.keras` files are read in Keras' safe mode, which runs no code of theirs, and a SavedModel only if its
+graph does nothing but compute.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +19,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+import onnx.parser
+from onnx import helper
 
 from onnxplain.adapters.export import Exported, export_original
 from onnxplain.adapters.original import Original, require
 from onnxplain.adapters.pytorch import first_line
+from onnxplain.adapters.saved_model import require_harmless
 from onnxplain.engine.requests import Array
 from onnxplain.errors import BackendMissing, ExportError, InputError, UsageError
 from onnxplain.models.preprocess import PreprocessSpec
@@ -95,10 +99,17 @@ def load(path: str | os.PathLike[str]) -> Original:
             model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise InputError(
-            f"{path}: Keras does not load it in safe mode ({first_line(error)}); next: load it yourself, if you trust "
-            "it, and export it from Python, or with module:factory"
+            f"{path}: Keras does not load it in safe mode ({reason(error)}); next: if you trust it, load it in a "
+            "function of your own, and give module:function, or export it from Python"
         ) from error
     return original(model, name=str(path))
+
+
+def reason(error: Exception) -> str:
+    """What Keras has against a file, without the file's configuration, which it repeats."""
+    text = str(error).split("Exception encountered: ")[-1]
+    text = re.split(r"Example error message for object .*:\n", text)[-1].strip()
+    return (text.splitlines() or [type(error).__name__])[0][:200].rstrip(".;: ")
 
 
 def original(
@@ -219,7 +230,7 @@ def of_tensorflow(
                 converter.convert.from_function(function, input_signature=signature, opset=OPSET, output_path=str(path))
             except Exception as error:
                 raise ExportError(
-                    f"{name}: tf2onnx cannot convert it ({first_line(error)}); next: replace what it does not know"
+                    f"{name}: tf2onnx cannot convert it ({last_line(error)}); next: replace what it does not know"
                 ) from error
         tidy(path, name)
         return ()
@@ -237,6 +248,12 @@ def of_tensorflow(
     )
 
 
+def last_line(error: Exception) -> str:
+    """What TensorFlow says of code that it has traced: the reason comes last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200].rstrip(".;: ")
+
+
 def tidy(path: Path, name: str) -> None:
     """Write what tf2onnx left of TensorFlow's operators as ONNX, and name batch and output as other exporters do.
 
@@ -245,7 +262,7 @@ def tidy(path: Path, name: str) -> None:
     model = onnx.load(path)
     graph = model.graph
     (output,) = graph.output
-    nodes = [part for node in graph.node for part in (erfc(node) if node.op_type == "Erfc" else [node])]
+    nodes = [part for node in graph.node for part in in_onnx(node)]
     del graph.node[:]
     graph.node.extend(nodes)
     for node in graph.node:
@@ -253,7 +270,8 @@ def tidy(path: Path, name: str) -> None:
         node.input[:] = ["outputs" if name == output.name else name for name in node.input]
     output.name = "outputs"
     for value in (graph.input[0], output):
-        value.type.tensor_type.shape.dim[0].dim_param = "N"
+        if not value.type.tensor_type.shape.dim[0].dim_value:
+            value.type.tensor_type.shape.dim[0].dim_param = "N"
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -261,15 +279,58 @@ def tidy(path: Path, name: str) -> None:
     onnx.save(model, path)
 
 
-def erfc(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """erfc(x) = 1 - erf(x), which Keras' gelu is made of."""
-    (x,), (y,) = node.input, node.output
-    one = numpy_helper.from_array(np.array(1, np.float32), f"{y}.one")
-    return [
-        helper.make_node("Constant", [], [one.name], value=one),
-        helper.make_node("Erf", [x], [f"{y}.erf"]),
-        helper.make_node("Sub", [one.name, f"{y}.erf"], [y]),
-    ]
+# What tf2onnx leaves as it is in TensorFlow and TFLite, in terms of ONNX; Keras' gelu is made of erfc.
+ERFC = "erfc (float x) => (float y) { one = Constant <value = float {1}> () e = Erf (x) y = Sub (one, e) }"
+GELU = """gelu (float x) => (float y) {
+    half = Constant <value = float {0.5}> ()
+    one = Constant <value = float {1}> ()
+    scale = Constant <value = float {0.7071067811865476}> ()
+    s = Mul (x, scale)
+    e = Erf (s)
+    h = Mul (half, x)
+    f = Add (one, e)
+    y = Mul (h, f)
+}"""
+GELU_BY_TANH = """gelu (float x) => (float y) {
+    half = Constant <value = float {0.5}> ()
+    one = Constant <value = float {1}> ()
+    cubic = Constant <value = float {0.044715}> ()
+    scale = Constant <value = float {0.7978845608028654}> ()
+    x2 = Mul (x, x)
+    x3 = Mul (x2, x)
+    c = Mul (cubic, x3)
+    a = Add (x, c)
+    s = Mul (scale, a)
+    t = Tanh (s)
+    h = Mul (half, x)
+    f = Add (one, t)
+    y = Mul (h, f)
+}"""
+
+
+def in_onnx(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A node that tf2onnx made, by ONNX's own operators."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    match node.op_type:
+        case "Erfc":
+            return written_out(node, ERFC)
+        case "TFL_GELU":
+            return written_out(node, GELU_BY_TANH if attributes.get("approximate") else GELU)
+        case "Resize" if attributes["coordinate_transformation_mode"] == b"tf_half_pixel_for_nn":
+            # floor((x + 0.5) / scale), which ONNX no longer has, is half_pixel's coordinate rounded half up
+            attributes |= {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
+            return [helper.make_node("Resize", node.input, node.output, node.name, **attributes)]
+    return [node]
+
+
+def written_out(node: onnx.NodeProto, text: str) -> list[onnx.NodeProto]:
+    """The nodes of a graph from x to y, in place of a node."""
+    nodes = list(onnx.parser.parse_graph(text).node)
+    names = {"x": node.input[0], "y": node.output[0]}
+    for part in nodes:
+        for values in (part.input, part.output):
+            values[:] = [names.get(value, f"{node.output[0]}.{value}") for value in values]
+    return nodes
 
 
 def layers_of(keras: Any, model: keras.Model) -> Callable[[Array], Iterator[tuple[str, Array]]] | None:
@@ -294,6 +355,7 @@ def of_saved_model(folder: Path) -> Original:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with muted():
         tf = require("tensorflow", "keras")
+        require_harmless(folder)
         try:
             loaded = tf.saved_model.load(str(folder))
         except Exception as error:
@@ -313,7 +375,8 @@ def of_saved_model(folder: Path) -> Original:
             f"{folder}: its input is {spec.dtype.name}{list(spec.shape)}, expected float32 of a fixed size; "
             "next: save it with such a signature"
         )
-    made = of_tensorflow(lambda x: function(**{key: x}), shape, name=str(folder))
+    # asked of `loaded`, which keeps its variables alive
+    made = of_tensorflow(lambda x: loaded.signatures[which](**{key: x}), shape, name=str(folder))
     return replace(made, provenance={**made.provenance, "signature": which})
 
 

@@ -15,6 +15,7 @@ from onnxplain.engine.requests import Array
 
 SAME = 1e-3  # of a layer's largest value: what is wrong is wrong by more, and float noise is less
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+UNTYPED = ("Scaler", "Normalizer", "Imputer")  # of ai.onnx.ml: float32, but shape inference does not say so
 
 
 def first_difference(classifier: Path, images: Array, layers: Iterable[tuple[str, Array]]) -> str | None:
@@ -40,11 +41,22 @@ def inner_values(classifier: Path, images: Array) -> Mapping[str, Array]:
     graph = model.graph
     have = {value.name for value in graph.output}
     kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    kinds |= {node.output[0]: TensorProto.FLOAT for node in graph.node if node.op_type in UNTYPED}
     inner = [name for node in graph.node for name in node.output if kinds.get(name) in FLOATS and name not in have]
     graph.output.extend(helper.make_tensor_value_info(name, kinds[name], None) for name in inner)
     with OnnxRuntimeExecutor(model, optimise=False, folder=classifier.parent) as executor:
-        (name,) = executor.inputs
-        return dict(executor({name: images}))
+        ((given, wanted),) = executor.inputs.items()
+        rows = wanted.shape[0] if isinstance(wanted.shape[0], int) else len(images)  # some take so many at a time
+        parts = [
+            {name: value.copy() for name, value in executor({given: images[i : i + rows]}).items()}
+            for i in range(0, len(images), rows)
+        ]
+    return {name: together([part[name] for part in parts]) for name in parts[0]}
+
+
+def together(parts: list[Array]) -> Array:
+    """Of all images; a scalar is none of theirs."""
+    return np.concatenate(parts) if len(parts) > 1 and parts[0].ndim else parts[0]
 
 
 def by_size(values: Mapping[str, Array]) -> Mapping[int, list[Array]]:

@@ -53,8 +53,8 @@ IMAGES = {
     default="ig,saliency,isa,credible",
     show_default=True,
     metavar="ID,...",
-    help="Methods with commas between: isa, credible, ig, saliency, gradient-x-input, agi, big; against another "
-    "runtime any.",
+    help="Methods with commas between: isa, credible, ig, saliency, gradient-x-input, agi, big, gig, fig; against "
+    "another runtime any.",
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="K=V", help="A parameter of the method; METHOD.K=V of one of several."

@@ -17,7 +17,7 @@ from onnxplain.cli.options import terminal_options
 from onnxplain.cli.terminal import terminal
 from onnxplain.errors import OnnxplainError
 
-COMMANDS = ("inspect", "export", "verify", "explain", "score", "evaluate", "compare", "demo", "doctor")
+COMMANDS = ("inspect", "export", "verify", "explain", "score", "evaluate", "compare", "models", "demo", "doctor")
 
 click.rich_click.TEXT_MARKUP = None  # brackets mean themselves
 

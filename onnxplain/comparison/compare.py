@@ -20,7 +20,7 @@ from onnxplain.comparison.sides import CaptumSide, RuntimeSide, Side, TorchSide,
 from onnxplain.comparison.spent import Spent, spent
 from onnxplain.engine.drive import in_order
 from onnxplain.engine.explanation import Explanation
-from onnxplain.engine.methods import AGI, BIG, ISA, CrediblePath, Method
+from onnxplain.engine.methods import AGI, BIG, ISA, CrediblePath, GuidedIG, Method
 from onnxplain.engine.metrics import InsertionDeletion
 from onnxplain.engine.metrics.insertion_deletion import Played
 from onnxplain.engine.metrics.maps import score_maps
@@ -28,7 +28,8 @@ from onnxplain.engine.requests import Array, Kind
 from onnxplain.errors import UsageError
 from onnxplain.explainer import Explainer, open
 
-SIGN_STEPS = (ISA, AGI, BIG, CrediblePath)
+# They choose by a gradient's sign or, guided IG, by its rank: what rounding turns there, the rest of the way keeps.
+SIGN_STEPS = (ISA, AGI, BIG, CrediblePath, GuidedIG)
 RECORDED = 4  # images whose points are recorded
 
 Drawn = Callable[[str, MethodAgreement, Sequence[Explanation], Array], None]
@@ -244,7 +245,7 @@ class Work:
         ), images
 
     def by_signs(self, at: AtPoints, difference: float, alone: float | None) -> tuple[bool, list[str]]:
-        """The verdict on a method that steps by the sign of the gradient, and what it stands on."""
+        """The verdict on a method that steps by the sign or the rank of the gradient, and what it stands on."""
         limits = self.thresholds
         good = limits.met(at.cosines)
         why = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from enum import Enum
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +15,8 @@ from onnxplain.adapters.pytorch import require_ready
 from onnxplain.adapters.reference import LOOPS
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import AGI, Alphas, CrediblePath, Method
-from onnxplain.engine.requests import Array, Kind
-from onnxplain.errors import UsageError
+from onnxplain.engine.requests import Array, Head, Kind
+from onnxplain.errors import BackendMissing, UsageError
 from onnxplain.explainer import Explainer
 
 DRAWN = {"agi": "k"}  # how many of what the loop is given, for the engine draws them
@@ -60,6 +61,10 @@ class TorchSide:
                 "the loops in PyTorch take images (C, H, W) in [0,1]; next: compare a model that was exported with its "
                 "preprocessing, channels first"
             )
+        if explainer.head is not Head.SOFTMAX:
+            raise UsageError(
+                "the loops in PyTorch are for classes, not for labels (a sigmoid head); next: compare runtimes"
+            )
         if explainer.setup.threads:
             torch.set_num_threads(explainer.setup.threads)
         spec = explainer.preprocess
@@ -91,7 +96,8 @@ class CaptumSide(TorchSide):
     """Captum's attributions of a PyTorch module."""
 
     def __init__(self, module: Any, explainer: Explainer) -> None:
-        require("captum", "compare")
+        if find_spec("captum") is None:  # no extra has it, for it wants an older NumPy than it needs
+            raise BackendMissing("captum", "pytorch", "pip install --no-deps captum tqdm")
         super().__init__(module, explainer)
         self.name = "Captum"
 

@@ -279,7 +279,7 @@ def hold(
     first = step = span * max(shortest * eps, SHORTEST)
     rounding = 4 * eps * float(np.abs(here).max())
     resolution = 4 * rounding
-    floors = [eps * (ROUNDING + COTANGENT * units[0] / unit) if unit else 0.0 for unit in units]
+    floors = [eps * (ROUNDING * unit + COTANGENT * units[0]) for unit in units]
     ladders = [Ladder(unit, floor) for unit, floor in zip(units, floors, strict=True)]
     while step <= LONGEST * span and not all(ladder.done for ladder in ladders):
         up, down = (x + step * d).astype(x.dtype), (x - step * d).astype(x.dtype)
@@ -342,7 +342,7 @@ class Ladder:
         size = max(self.unit, low.slope, high.slope) or 1.0
         return Finding(
             gap=float(np.abs(low.gap).max()) / size,
-            noise=noise[at] / size + self.floor,
+            noise=(noise[at] + self.floor) / size,
             step=low.step,
             directions=directions,
         )

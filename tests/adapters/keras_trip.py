@@ -1,6 +1,6 @@
 """What test_keras.py runs once on each backend of Keras, in a process of its own: the last line is JSON.
 
-    KERAS_BACKEND=jax python tests/adapters/keras_trip.py FOLDER
+KERAS_BACKEND=jax python tests/adapters/keras_trip.py FOLDER
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main(folder: Path) -> None:
             "framework": done.agreement.framework,
         }
         model.save(folder / f"{name}.keras")
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

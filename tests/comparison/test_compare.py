@@ -26,7 +26,9 @@ from onnxplain.engine.methods import (  # noqa: E402
     BIG,
     ISA,
     CrediblePath,
+    FastIG,
     GradientXInput,
+    GuidedIG,
     IntegratedGradients,
     Occlusion,
     Saliency,
@@ -41,6 +43,7 @@ SPEC = PreprocessSpec(size=(SIZE, SIZE), image_mean=(0.4, 0.5, 0.6), image_std=(
 METHODS = [
     IntegratedGradients(steps=6), Saliency(), GradientXInput(), ISA(k=200, t1=3, t2=2),
     CrediblePath(kernels=(3, 5), steps=8, max_iter=5), AGI(k=3, m=4), BIG(steps=6, attack_steps=4),
+    GuidedIG(steps=8), FastIG(),
 ]  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def test_the_right_reference_passes(place: Path) -> None:
         assert one.spearman > 0.9
         assert 0 <= one.insertion <= 1
         assert one.seconds > 0
-        signs = one.method in ("isa", "credible", "agi", "big")
+        signs = one.method in ("isa", "credible", "agi", "big", "gig")
         assert (one.points is not None) == signs
         assert (one.spearman_float64 is not None) == signs
     assert len(found.images) == 3 * len(METHODS)

@@ -11,7 +11,7 @@ many. `loop(id)` takes
 
 and the parameters that the engine's method has, by the same names, as far as the loop has them. Nothing is drawn at
 random: credible path has the middles of equal parts of each path (`alphas="midpoint"` of the engine's), and AGI is
-given the classes to walk to, (N, k).
+given the classes to walk to, (N, k). Fast IG is given the image that its `zero` is.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ LOOPS = {
     "gradient-x-input": ("saliency", "gradient_x_input"),
     "agi": ("agi", "agi"),
     "big": ("big", "big"),
+    "gig": ("guided_ig", "guided_ig"),
+    "fig": ("fast_ig", "fast_ig"),
 }
 
 

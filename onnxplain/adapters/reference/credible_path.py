@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -77,6 +78,7 @@ def blur(x: Tensor, kernel: int) -> Tensor:
     at = torch.arange(kernel, dtype=torch.float64) - kernel // 2
     taps = torch.exp(-(at**2) / (2 * sigma**2))
     taps = (taps / taps.sum()).to(x)
-    planes = F.pad(x.flatten(0, 1)[:, None], (kernel // 2,) * 4, mode="reflect")
-    rows = F.conv2d(planes, taps.view(1, 1, -1, 1))
-    return F.conv2d(rows, taps.view(1, 1, 1, -1)).reshape(x.shape)
+    # by index, since F.pad reflects once only, and the image may be smaller than that
+    row, column = (torch.from_numpy(np.pad(np.arange(size), kernel // 2, mode="reflect")) for size in x.shape[2:])
+    planes = x[:, :, row][:, :, :, column].flatten(0, 1)[:, None]
+    return F.conv2d(F.conv2d(planes, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1)).reshape(x.shape)

@@ -19,42 +19,33 @@ def isa(
     rounds = -(-features // k)
     for r in range(rounds):
         mask = alive.view(x.shape)
-        up, down, change_up, change_down = walks(net, x * mask, classes, mask, batch, (t1, t2), (eta1, eta2))
-        score = torch.zeros_like(x)
-        for path, change in ((up, change_up), (down, change_down)):
-            score += path.abs() / change.abs().clamp_min(1e-12)[:, None, None, None]
-        flat = score.reshape(images, -1).masked_fill(~alive, torch.inf)
-        low, index = flat.topk(min(k, features - r * k), dim=1, largest=False)
-        least, most = low.amin(1, keepdim=True), low.amax(1, keepdim=True)
-        share = (low - least) / (most - least)
-        share = torch.where(most > least, share, torch.full_like(share, float(r == rounds - 1)))
+        path_sums, changes = walks(net, x * mask, classes, mask, batch, (t1, t2), (eta1, -eta2))
+        ratios = path_sums.abs() / changes.abs().clamp_min(1e-12).to(x)[:, None, None, None]
+        score = (ratios[:images] + ratios[images:]).reshape(images, features).masked_fill(~alive, torch.inf)
+        count = min(k, features - r * k)
+        low, index = (found[:, :count] for found in score.sort(dim=1, stable=True))  # of equal ones the first
+        least, most = low[:, :1], low[:, -1:]
+        share = torch.where(most > least, (low - least) / (most - least), float(r == rounds - 1))
         result.scatter_(1, index, s * share + r)
         alive.scatter_(1, index, False)
     return result.view(x.shape)
 
 
 def walks(
-    net: Net, x0: Tensor, classes: Tensor, alive: Tensor, batch: int, steps: tuple[int, int], eta: tuple[float, float]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both chains from x0 as one batch: their path sums, and the changes of the loss from end to end."""
-    n = len(x0)
-    x = torch.cat([x0, x0])
-    both, mask = classes.repeat(2), alive.repeat(2, 1, 1, 1)
-    step = torch.cat([x.new_full((n, 1, 1, 1), eta[0]), x.new_full((n, 1, 1, 1), -eta[1])])
-    t1, t2 = steps
-    total = torch.zeros_like(x)
-    start = torch.empty(0)
-    for t in range(max(t1, t2)):
-        if t == 0:  # the same place for both
-            z, gradient = gradients(net, x0, classes, cross_entropy, batch)
-            start, gradient = cross_entropy(z, classes), gradient.repeat(2, 1, 1, 1)
-            going = slice(0, 2 * n)
-        else:
-            going = slice(0 if t < t1 else n, 2 * n if t < t2 else n)
-            _, gradient = gradients(net, x[going], both[going], cross_entropy, batch)
-        gradient = gradient * mask[going]
-        move = step[going] * gradient.sign()
-        total[going] += move * gradient
-        x[going] += move
-    end = cross_entropy(logits(net, x, batch), both)
-    return total[:n], total[n:], end[:n] - start, end[n:] - start
+    net: Net, x0: Tensor, classes: Tensor, alive: Tensor, batch: int, steps: tuple[int, int], etas: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Both chains from x0 as one batch, the way up first: their path sums, and the changes of the loss, float64."""
+    z, first = gradients(net, x0, classes, cross_entropy, batch)  # at x0, which is the same place for both
+    begun = cross_entropy(z.double(), classes).repeat(2)
+    x, classes, alive = x0.repeat(2, 1, 1, 1), classes.repeat(2), alive.repeat(2, 1, 1, 1)
+    each = torch.tensor([steps, etas], dtype=torch.float64, device=x.device)
+    steps_of, eta = each.repeat_interleave(len(x0), dim=1)
+    path_sum = torch.zeros_like(x)
+    for t in range(max(steps)):
+        on = (steps_of > t).nonzero()[:, 0]
+        g = first[on % len(x0)] if t == 0 else gradients(net, x[on], classes[on], cross_entropy, batch)[1]
+        g = g * alive[on]
+        step = eta[on].to(x)[:, None, None, None] * g.sign()
+        path_sum[on] += step * g
+        x[on] += step
+    return path_sum, cross_entropy(logits(net, x, batch).double(), classes) - begun

@@ -54,6 +54,8 @@ class ReferenceNet:
     def explain(self, id: str, x: Array, classes: Array, parameters: Mapping[str, Any]) -> Array:
         """The attributions of a method, by its loop; `parameters` as the loop names them."""
         given = {name: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for name, v in parameters.items()}
+        if "zero" in parameters:
+            given["zero"] = self.zero if parameters["zero"] == "model" else torch.zeros_like(self.zero)
         found = loop(id)(self, self.tensor(x), classes=torch.as_tensor(classes), batch=self.batch, **given)
         return np.asarray(found.detach().numpy())
 
