@@ -51,6 +51,17 @@ def test_a_gradient_model_is_verified_on_it(tmp_path: Path) -> None:
     assert found.passed
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_right_gradient_in_half_precision_is_not_failed(tmp_path: Path, precision: str) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(tiny.classifier(), path)
+    found = ox.verify(path, on="openvino", precision=precision, preprocess=SPEC)
+    assert (found.on, found.precision) == ("openvino", precision)
+    assert found.gradient.passed
+    assert found.rounding is not None
+    assert found.rounding.failures == ()
+
+
 def test_weights_in_files_are_found_and_no_others(tmp_path: Path) -> None:
     model = tiny.classifier()
     place = tmp_path / "m.onnx"
