@@ -14,6 +14,7 @@
     │  └─ NonFinite                NaN or Inf where a number must be
     ├─ DownloadError           no network, or not the file that it has to be
     ├─ InputError              a file given to us: a photo, a heatmap, a preprocessing spec, weights
+    │  └─ MissingFile              one that is not there, models among them
     ├─ OutputError             a file or folder that we cannot write, or that is already there
     └─ UsageError              arguments that are out of range or do not go together (also ValueError)
 
@@ -156,6 +157,22 @@ class DownloadError(OnnxplainError):
 
 class InputError(OnnxplainError):
     """A given file cannot be used: a photo, a heatmap, a preprocessing spec, a weight file."""
+
+
+class MissingFile(InputError):
+    """A given file or folder is not there."""
+
+    exit_code = 2
+
+
+def input_error(error: OSError) -> type[InputError]:
+    """Which error a file that cannot be read is."""
+    return MissingFile if isinstance(error, FileNotFoundError | NotADirectoryError) else InputError
+
+
+def unreadable(what: str, path: object, error: OSError) -> InputError:
+    """What to raise of a file that cannot be read, in the system's words. `what` says what it should have been."""
+    return input_error(error)(f"cannot read {what} {path}: {error.strerror or error}; next: check the path")
 
 
 class OutputError(OnnxplainError):

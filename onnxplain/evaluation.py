@@ -36,7 +36,7 @@ from onnxplain.engine.methods import Method, forward_only
 from onnxplain.engine.requests import Array
 from onnxplain.engine.rows import RowLog, require_results, write_parquet
 from onnxplain.engine.summary import Summary, summarise
-from onnxplain.errors import InputError, OnnxplainError, UsageError
+from onnxplain.errors import InputError, MissingFile, OnnxplainError, UsageError
 from onnxplain.explainer import Explainer, open
 from onnxplain.recipes import ModelFile, PathLike, lacks_background, photos_of, read
 
@@ -136,7 +136,7 @@ class Run:
         self.files = {model.name: folder / model.path for model in made.models}
         missing = [path for path in self.files.values() if not path.is_file()]
         if missing:
-            raise InputError(
+            raise MissingFile(
                 f"cannot read {missing[0]}{f' and {len(missing) - 1} more models' if missing[1:] else ''}: "
                 "there is no such file; next: say where the models are with --models DIR"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from onnxplain.adapters.gradient.precision import in_precision, precision_of
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.gradient.steps import line_step, walk_step
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
-from onnxplain.engine.batching import LARGEST as MOST_ROWS
+from onnxplain.engine.arguments import check_range, expect
 from onnxplain.engine.batching import Remembered, host_memory
 from onnxplain.engine.drive import (
     BIASES,
@@ -48,6 +49,8 @@ from onnxplain.engine.space import Space
 from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError, by_operator
 from onnxplain.models.labels import labels_for
 from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find, load_image, to_input
+
+log = logging.getLogger(__name__)
 
 ROUNDING = 0.01  # how far a pixel may lie out of range: images are resized and scaled by others
 Target: TypeAlias = int | Sequence[int] | Array | None
@@ -108,13 +111,18 @@ def open(
         BackendMissing: the runtime is not installed.
         DeviceMissing: there is no such device, or its driver does not fit.
     """
+    check_range(range)
+    expect(
+        step_graphs is None or isinstance(step_graphs, bool),
+        *("step_graphs", "True, False or None", step_graphs, "leave it out"),
+    )
     setup = Setup.of(
         on=on,
-        precision=precision or "fp32",
+        precision="fp32" if precision is None else precision,
         threads=threads,
         provider_options=provider_options,
         cache=cache,
-        batch_size=MOST_ROWS if batch_size == AUTO else batch_size,
+        batch_size=batch_size,
     )
     how: dict[str, Any] = {"head": head, "input_shape": input_shape, "layers": layers, "gradient": gradient}
     made = halves(model, preprocess, output, **how, on_unsupported=on_unsupported)
@@ -197,10 +205,12 @@ class Explainer(Closing):
         }
         known = Remembered(setup.cache)
         size = known.get(key)
+        found = "remembered" if size is not None else "tried"
         if size is None:
             size = model.fastest(role, host_memory)
             known.put(key, size)
         model.resize(size)
+        log.info("batch size for %s: %d rows, which is fastest here (%s)", role, model.batch_size, found)
         return model
 
     @cached_property

@@ -27,7 +27,7 @@ from onnxplain.engine.explanation import Explanation, read_heatmap
 from onnxplain.engine.methods import Method
 from onnxplain.engine.metrics import MapMetric
 from onnxplain.engine.requests import Head, Program
-from onnxplain.errors import InputError, UsageError
+from onnxplain.errors import InputError, UsageError, unreadable
 from onnxplain.explainer import Explainer
 from onnxplain.models.preprocess import load_image
 
@@ -57,7 +57,7 @@ def find_photos(paths: Iterable[PathLike]) -> tuple[list[Path], list[Path]]:
         try:
             inside = sorted(item for item in path.iterdir() if not item.name.startswith("."))
         except OSError as error:
-            raise InputError(f"cannot read the folder {path}: {error.strerror}; next: check the path") from error
+            raise unreadable("the folder", path, error) from error
         found = [item for item in inside if item.suffix.lower() in PHOTOS and item.is_file()]
         if not found:
             raise UsageError(f"the folder {path} holds no images; next: give a folder with {' '.join(PHOTOS)}")

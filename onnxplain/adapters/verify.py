@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from onnxplain.adapters.gradient.read import read
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, properties
 from onnxplain.engine import rounding
 from onnxplain.engine import verify as engine
+from onnxplain.engine.arguments import check_range
 from onnxplain.engine.drive import GRADIENT, LOGITS, Model
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
 from onnxplain.engine.executors.setup import Precision, Setup
@@ -233,7 +234,7 @@ def verify(
     images: Sequence[str | os.PathLike[str]] = (),
     range: tuple[float, float] | None = None,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | Literal["auto"] = 8,
     precision: str | None = None,
     threads: int = 0,
     provider_options: Mapping[str, str] | None = None,
@@ -255,13 +256,14 @@ def verify(
         BackendMissing, BackendFailed: the runtime is not installed, or failed.
         ExecutionError: the logits differ from the classifier's by more than float noise, or NaN or Inf came out.
     """
+    check_range(range)
     setup = Setup.of(
         on=on,
-        precision=precision or "fp32",
+        precision="fp32" if precision is None else precision,
         threads=threads,
         provider_options=provider_options,
         cache=cache,
-        batch_size=batch_size,
+        batch_size=8 if batch_size == AUTO else batch_size,  # there are too few rows for any other to be worth a search
     )
     ready = GRADIENT_MODEL_KEY in read(path).metadata_props
     if not ready and classifier is not None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from onnxplain.engine.space import Space
-from onnxplain.errors import InputError, UsageError
+from onnxplain.errors import InputError, UsageError, unreadable
 
 PREPROCESS_KEY = "onnxplain.preprocess"
 GRADIENT_MODEL_KEY = "onnxplain.gradient_model"
@@ -221,7 +221,7 @@ def load_image(
         with path.open("rb") as file:
             return _decode(path, file, spec, max_pixels)
     except OSError as error:
-        raise InputError(f"cannot read the image {path}: {error.strerror}; next: check the path") from error
+        raise unreadable("the image", path, error) from error
 
 
 def to_input(image: NDArray[np.uint8], *, channels: int = 3, channel_axis: int = 0) -> NDArray[np.float32]:
@@ -467,7 +467,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         with path.open("rb") as file:
             content = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
-        raise InputError(f"cannot read the preprocessing {path}: {error.strerror}; next: check the path") from error
+        raise unreadable("the preprocessing", path, error) from error
     if len(content) > MAX_SPEC_BYTES:
         raise InputError(
             f"cannot read the preprocessing {path}: larger than {MAX_SPEC_BYTES} bytes; next: check the path"

@@ -408,7 +408,7 @@ def test_what_is_wrong_is_found_before_anything_is_computed(place, recipe, monke
         patch.setitem(sys.modules, "pyarrow.parquet", None)
         refused(recipe, place, 4, 'pip install "onnxplain[results]"')
     refused(recipe, place, 2, "is not there", "--images DIR", more=("--images", place.root / "none"))
-    refused(recipe, place, 1, "none/m.onnx", "--models DIR", more=("--models", place.root / "none"))
+    refused(recipe, place, 2, "none/m.onnx", "--models DIR", more=("--models", place.root / "none"))
     place.add_model("bare-m.onnx", classifier(), spec=None)
     text = recipe.read_text()
     change(recipe, ('path = "m.onnx"', 'path = "bare-m.onnx"'), ('model = "m"', 'model = "bare-m"'))
@@ -426,7 +426,7 @@ def test_what_is_wrong_is_found_before_anything_is_computed(place, recipe, monke
     (place.root / "file").write_bytes(b"")
     complain(run("evaluate", recipe, "-o", place.root / "file"), 1, "cannot be used for results")
     refused("isa-tabel1", place, 2, "did you mean isa-table1?")
-    refused(place.root / "none.toml", place, 1, "cannot read the recipe")
+    refused(place.root / "none.toml", place, 2, "cannot read the recipe")
 
 
 def test_classes_of_another_model_leave_no_image(place, recipe):
