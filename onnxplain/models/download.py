@@ -77,13 +77,15 @@ def cached(url: str, *, name: str | None = None, folder: str | os.PathLike[str] 
     return (place / name).is_file()
 
 
+def offline() -> str | None:
+    """The variable that forbids the net, if one does."""
+    return next((v for v in OFFLINE if os.environ.get(v, "0").lower() not in ("", "0", "false", "no", "off")), None)
+
+
 def refuse_offline(what: str) -> None:
     """Raise `DownloadError` if the net is forbidden."""
-    for name in OFFLINE:
-        if os.environ.get(name, "0").lower() not in ("", "0", "false", "no", "off"):
-            raise DownloadError(
-                f"{what}: not in the cache, and {name} forbids the net; next: unset it, or get the file"
-            )
+    if (name := offline()) is not None:
+        raise DownloadError(f"{what}: not in the cache, and {name} forbids the net; next: unset it, or get the file")
 
 
 def verify(url: str, path: Path, sha256: str | None) -> None:
