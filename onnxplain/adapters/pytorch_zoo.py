@@ -142,7 +142,7 @@ def from_timm(name: str) -> Pretrained:
         if name not in known and name not in {each.partition(".")[0] for each in known}:
             raise UsageError(f"timm has no classifier {name!r} with weights{near(name, known)}")
     try:
-        with pytorch.quietly(), of_the_hub(), wholly_loaded(source, own="/" not in where):
+        with pytorch.quietly(), of_the_hub(), wholly_loaded(source):
             net = timm.create_model(where, pretrained=True).eval()
             config = timm.data.resolve_model_data_config(net)
     except OnnxplainError:
@@ -159,19 +159,15 @@ def from_timm(name: str) -> Pretrained:
 
 
 @contextmanager
-def wholly_loaded(source: str, *, own: bool) -> Iterator[None]:
-    """Raise `InputError` if weights were left as they are initialised, which timm says in its log only.
-
-    Args:
-        own: it is one of timm's own, some of which have a way of loading of their own.
-    """
+def wholly_loaded(source: str) -> Iterator[None]:
+    """Raise `InputError` if weights were left as they are initialised, which timm says in its log only."""
     torch = require("torch", "pytorch")
-    load, missing = torch.nn.Module.load_state_dict, None if own else ["all of them"]
+    load = torch.nn.Module.load_state_dict
+    missing: list[str] = []
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal missing
         result = load(self, *args, **kwargs)
-        missing = list(result.missing_keys)
+        missing.extend(result.missing_keys)
         return result
 
     with patch.object(torch.nn.Module, "load_state_dict", watched):

@@ -228,8 +228,6 @@ def pickled(folder: Path) -> None:
     [
         (said(num_classes=7), InputError, r"no weights for fc\.bias and 1 others"),
         (said(model_args={"num_classes": 7}), InputError, r"no weights for fc\.bias and 1 others"),
-        (said(pretrained_cfg={"custom_load": True}), InputError, "no weights for all of them"),
-        (said(num_classes=0, model_args={"num_classes": 0}), UsageError, "has no classes"),
         (said(architecture="nobodys"), InputError, "Unknown model"),
         (said(architecture=3), InputError, "timm:"),
         (said(pretrained_cfg={"crop_mode": "border"}), InputError, "crop_mode: expected"),
@@ -250,6 +248,16 @@ def test_timm_folders_that_are_not_whole(
     assert not (tmp_path / "evil-was-here").exists()
 
 
+def test_features_are_no_classes(tmp_path: Path) -> None:
+    """As many of timm's names are, DINOv2's among them."""
+    from timm.models import save_for_hf
+
+    net = timm.create_model("resnet10t", pretrained=False, num_classes=0).eval()
+    save_for_hf(net, tmp_path / "features", safe_serialization=True)
+    with pytest.raises(UsageError, match="makes features, and has no classes"):
+        load(f"timm:{tmp_path / 'features'}")
+
+
 def test_grey_from_timm(tmp_path: Path, photo: Path) -> None:
     from timm.models import save_for_hf
 
@@ -260,7 +268,7 @@ def test_grey_from_timm(tmp_path: Path, photo: Path) -> None:
     spec = made.preprocess
     assert spec is not None
     assert spec.image_mode == "L"
-    config = timm.data.resolve_model_data_config(net)
+    config = timm.data.resolve_model_data_config(load_module(f"timm:{tmp_path / 'grey'}"))
     with Image.open(photo) as image:
         theirs = timm.data.create_transform(**config, is_training=False)(image.convert("L")).numpy()
     np.testing.assert_allclose(normalise(to_input(load_image(photo, spec), channels=1), spec), theirs, atol=1e-5)
