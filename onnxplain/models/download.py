@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -24,6 +26,17 @@ BACKOFF = 0.5  # seconds, doubled each time, before a server is asked again
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Observe = Callable[[int, int | None], None]  # bytes so far, and in all
+WATCHER: ContextVar[Observe] = ContextVar("WATCHER", default=lambda done, total: None)  # noqa: ARG005 (nobody looks)
+
+
+@contextmanager
+def watching(observe: Observe) -> Iterator[None]:
+    """Tell of all downloads meanwhile, wherever they are made."""
+    token = WATCHER.set(observe)
+    try:
+        yield
+    finally:
+        WATCHER.reset(token)
 
 
 def fetch(
@@ -32,7 +45,7 @@ def fetch(
     sha256: str | None = None,
     name: str | None = None,
     folder: str | os.PathLike[str] | None = None,
-    observe: Observe = lambda done, total: None,  # noqa: ARG005 (nobody looks)
+    observe: Observe | None = None,
 ) -> Path:
     """The file at a URL, from the cache if it is there.
 
@@ -41,7 +54,7 @@ def fetch(
         sha256: its SHA-256, or the first 8 hexadecimal digits or more, as some put them into names of files.
         name: of the file in the cache; None: the last part of the URL.
         folder: the cache; None: the platform's own.
-        observe: told how far it is.
+        observe: told how far it is; None: whoever is `watching`.
 
     What was got of a download that broke off is kept, and the next one goes on there.
 
@@ -57,7 +70,7 @@ def fetch(
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / f"{path.name}.lock"):
             if not path.is_file():
-                download(url, path.with_name(f"{path.name}.part"), observe)
+                download(url, path.with_name(f"{path.name}.part"), observe or WATCHER.get())
                 verify(url, path.with_name(f"{path.name}.part"), sha256)
                 os.replace(path.with_name(f"{path.name}.part"), path)
             else:
