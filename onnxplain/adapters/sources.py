@@ -85,7 +85,8 @@ def export(
     if mode is not None:
         given = of_keras(original, mode)
     elif preprocess == AUTO:
-        given = original.preprocess or found_beside(source)
+        pictures = len(original.image_shape) == 3
+        given = original.preprocess or (found_beside(source) if pictures else None)
     original = replace(original, preprocess=given, labels=labels or original.labels)
     if images:
         original = replace(original, images=as_images(original, images))
