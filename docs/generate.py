@@ -14,6 +14,7 @@ from onnxplain.adapters.gradient import ml
 from onnxplain.adapters.gradient.body import has_body
 from onnxplain.adapters.gradient.registry import ALLOWED, DEFAULT, EXPANSIONS, NO_GRADIENT, REFUSED, refusal
 from onnxplain.cli.main import COMMANDS, cli
+from onnxplain.models.catalogue import entries
 
 REFERENCE = Path(__file__).parent / "reference"
 HEAD = "<!-- made by docs/generate.py: do not edit -->\n\n# {}\n"
@@ -21,7 +22,41 @@ HEAD = "<!-- made by docs/generate.py: do not edit -->\n\n# {}\n"
 
 def pages() -> dict[Path, str]:
     """The content of each generated page."""
-    return {REFERENCE / "cli.md": command_line(), REFERENCE / "operators.md": operators()}
+    return {
+        REFERENCE / "cli.md": command_line(),
+        REFERENCE / "models.md": catalogue(),
+        REFERENCE / "operators.md": operators(),
+    }
+
+
+def catalogue() -> str:
+    """The page about the classifiers that are known by name."""
+    rows = [
+        (
+            f"`{entry.name}`",
+            entry.title,
+            " x ".join(map(str, entry.image)),
+            f"{entry.parameters / 1e6:.1f}",
+            "" if entry.top1 is None else f"{entry.top1:g}",
+            "" if entry.extra is None else f"`{entry.extra}`",
+            entry.licence,
+        )
+        for entry in entries().values()
+    ]
+    sums = [(f"`{entry.name}`", f"<{entry.url}>", f"`{entry.sha256}`") for entry in entries().values()]
+    sections = [
+        HEAD.format("The catalogue"),
+        "Classifiers that `onnxplain models get NAME` writes as ONNX, with their preprocessing, labels and licence in "
+        "the metadata. EfficientNet-Lite is made without any framework; the others need the extra that is named.",
+        table(("name", "", "image", "million parameters", "top-1 %", "extra", "licence"), rows),
+        "Top-1 accuracies are those that their makers state, for torchvision with the weights that are taken here: "
+        "the best ones of torchvision 0.28. Nothing was measured again.",
+        "## Where they come from",
+        "A download is held against its SHA-256, or against the first digits of it where no more is published. It goes "
+        "on where it broke off, and is kept in the platform's cache folder. `ONNXPLAIN_OFFLINE=1` forbids the net.",
+        table(("name", "file", "SHA-256"), sums),
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
 def operators() -> str:
@@ -120,6 +155,11 @@ def command_line() -> str:
         usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
         sections += [f"## {name}", f"```text\n{usage}\n```", prose(command.help or "")]
         sections += [options(command, context, but={p.name for p in cli.get_params(top)})]
+        for part, inner in getattr(command, "commands", {}).items():
+            inside = click.Context(inner, info_name=part, parent=context, **inner.context_settings)
+            usage = " ".join([inside.command_path, *inner.collect_usage_pieces(inside)])
+            sections += [f"### {name} {part}", f"```text\n{usage}\n```", prose(inner.help or "")]
+            sections += [options(inner, inside, but={p.name for p in cli.get_params(top)})]
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 

@@ -14,6 +14,7 @@
     │  └─ NonFinite                NaN or Inf where a number must be
     ├─ DownloadError           no network, or not the file that it has to be
     ├─ InputError              a file given to us: a photo, a heatmap, a preprocessing spec, weights
+    │  └─ MissingFile              one that is not there, models among them
     ├─ OutputError             a file or folder that we cannot write, or that is already there
     └─ UsageError              arguments that are out of range or do not go together (also ValueError)
 
@@ -23,7 +24,8 @@ A message says what failed, where, why (expected and got), and what to do next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -101,10 +103,30 @@ class BackendMissing(ExecutionError, ImportError):
 
     exit_code = 4
 
-    def __init__(self, what: str, extra: str) -> None:
+    def __init__(self, what: str, extra: str, command: str | None = None) -> None:
         self.extra = extra
-        more = "; `onnxplain doctor` tells what this machine can run" * (extra in RUNTIMES)
-        super().__init__(f'{what} is not installed; next: pip install "onnxplain[{extra}]"{more}')
+        how = command or f'pip install "onnxplain[{extra}]"'
+        how += "; `onnxplain doctor` tells what this machine can run" * (extra in RUNTIMES)
+        if extra == "cuda":  # which pip would install over an ONNX Runtime that is there
+            how = "`onnxplain doctor --on cuda` tells what this machine lacks, and the command that mends it"
+        super().__init__(f"{what} is not installed; next: {how}")
+
+
+@contextmanager
+def importing(what: str, extra: str) -> Iterator[None]:
+    """Around the import of what may not be installed: raises `BackendMissing` if it cannot be imported.
+
+    Ctrl-C stays Ctrl-C: native modules make an ImportError of it when it comes while they are loaded.
+    """
+    try:
+        yield
+    except ImportError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            cause = cause.__cause__ or cause.__context__
+        raise BackendMissing(what, extra) from error
 
 
 class FeedMismatch(ExecutionError, ValueError):
@@ -135,6 +157,22 @@ class DownloadError(OnnxplainError):
 
 class InputError(OnnxplainError):
     """A given file cannot be used: a photo, a heatmap, a preprocessing spec, a weight file."""
+
+
+class MissingFile(InputError):
+    """A given file or folder is not there."""
+
+    exit_code = 2
+
+
+def input_error(error: OSError) -> type[InputError]:
+    """Which error a file that cannot be read is."""
+    return MissingFile if isinstance(error, FileNotFoundError | NotADirectoryError) else InputError
+
+
+def unreadable(what: str, path: object, error: OSError) -> InputError:
+    """What to raise of a file that cannot be read, in the system's words. `what` says what it should have been."""
+    return input_error(error)(f"cannot read {what} {path}: {error.strerror or error}; next: check the path")
 
 
 class OutputError(OnnxplainError):

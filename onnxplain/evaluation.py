@@ -21,6 +21,7 @@ from onnxplain.adapters.onnx_file import AUTO, Preprocess
 from onnxplain.engine.atomic import writable_folder, write_atomically
 from onnxplain.engine.drive import drive
 from onnxplain.engine.evaluate import (
+    RUN,
     Evaluation,
     Example,
     Observe,
@@ -35,7 +36,7 @@ from onnxplain.engine.methods import Method, forward_only
 from onnxplain.engine.requests import Array
 from onnxplain.engine.rows import RowLog, require_results, write_parquet
 from onnxplain.engine.summary import Summary, summarise
-from onnxplain.errors import InputError, OnnxplainError, UsageError
+from onnxplain.errors import InputError, MissingFile, OnnxplainError, UsageError
 from onnxplain.explainer import Explainer, open
 from onnxplain.recipes import ModelFile, PathLike, lacks_background, photos_of, read
 
@@ -135,7 +136,7 @@ class Run:
         self.files = {model.name: folder / model.path for model in made.models}
         missing = [path for path in self.files.values() if not path.is_file()]
         if missing:
-            raise InputError(
+            raise MissingFile(
                 f"cannot read {missing[0]}{f' and {len(missing) - 1} more models' if missing[1:] else ''}: "
                 "there is no such file; next: say where the models are with --models DIR"
             )
@@ -271,7 +272,13 @@ class Run:
         rows = [found[place] for place in sorted(found)]
         summary = summarise(rows, published=self.recipe.published, compare=self.recipe.compare)
         write_parquet(self.folder / RESULTS, rows)
-        facts = {"schema_version": SCHEMA_VERSION, "title": self.recipe.title, "source": self.recipe.source}
+        runs = {tuple(row[name] for name in RUN): None for row in rows}  # earlier ones may have had other threads
+        facts = {
+            "schema_version": SCHEMA_VERSION,
+            "title": self.recipe.title,
+            "source": self.recipe.source,
+            "runs": [dict(zip(RUN, run, strict=True)) for run in runs],
+        }
         document = plain(facts | summary.tables() | {"failed": list(failed)})
         write_atomically(self.folder / SUMMARY, (json.dumps(document, indent=2) + "\n").encode(), overwrite=True)
         write_atomically(self.folder / MEANS, as_csv(summary.means).encode(), overwrite=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from onnxplain.adapters.gradient.precision import in_precision, precision_of
 from onnxplain.adapters.gradient.read import ModelLike
 from onnxplain.adapters.gradient.steps import line_step, walk_step
 from onnxplain.adapters.onnx_file import AUTO, Halves, Preprocess, halves, layers_of, notes_of, properties
-from onnxplain.engine.batching import LARGEST as MOST_ROWS
+from onnxplain.engine.arguments import check_range, expect
 from onnxplain.engine.batching import Remembered, host_memory
 from onnxplain.engine.drive import (
     BIASES,
@@ -48,6 +49,8 @@ from onnxplain.engine.space import Space
 from onnxplain.errors import ExecutionError, FeedMismatch, NonFinite, UsageError, by_operator
 from onnxplain.models.labels import labels_for
 from onnxplain.models.preprocess import PREPROCESS_KEY, PreprocessSpec, find, load_image, to_input
+
+log = logging.getLogger(__name__)
 
 ROUNDING = 0.01  # how far a pixel may lie out of range: images are resized and scaled by others
 Target: TypeAlias = int | Sequence[int] | Array | None
@@ -108,13 +111,18 @@ def open(
         BackendMissing: the runtime is not installed.
         DeviceMissing: there is no such device, or its driver does not fit.
     """
+    check_range(range)
+    expect(
+        step_graphs is None or isinstance(step_graphs, bool),
+        *("step_graphs", "True, False or None", step_graphs, "leave it out"),
+    )
     setup = Setup.of(
         on=on,
-        precision=precision or "fp32",
+        precision="fp32" if precision is None else precision,
         threads=threads,
         provider_options=provider_options,
         cache=cache,
-        batch_size=MOST_ROWS if batch_size == AUTO else batch_size,
+        batch_size=batch_size,
     )
     how: dict[str, Any] = {"head": head, "input_shape": input_shape, "layers": layers, "gradient": gradient}
     made = halves(model, preprocess, output, **how, on_unsupported=on_unsupported)
@@ -197,10 +205,12 @@ class Explainer(Closing):
         }
         known = Remembered(setup.cache)
         size = known.get(key)
+        found = "remembered" if size is not None else "tried"
         if size is None:
             size = model.fastest(role, host_memory)
             known.put(key, size)
         model.resize(size)
+        log.info("batch size for %s: %d rows, which is fastest here (%s)", role, model.batch_size, found)
         return model
 
     @cached_property
@@ -260,13 +270,15 @@ class Explainer(Closing):
         """Height and width of an image. Raises `UsageError` if the model's input is none."""
         sizes = [size for axis, size in enumerate(self.forward.image_shape) if axis != self.channel_axis % 3]
         if len(sizes) != 2:
-            raise UsageError(f"the model's input {self.forward.image_shape} is no image (C, H, W) or (H, W, C)")
+            raise no_image(self.forward.image_shape)
         return sizes[0], sizes[1]
 
     @property
     def photos(self) -> PreprocessSpec:
         """How photos become inputs. Raises `UsageError` if the model does not say."""
         if self.preprocess is None:
+            if len(self.forward.image_shape) != 3:
+                raise no_image(self.forward.image_shape)
             raise UsageError(
                 "photos have no defined way into a model without preprocessing; "
                 "next: give its specification with --preprocess FILE, or explain arrays from Python"
@@ -396,7 +408,8 @@ class Explainer(Closing):
     @property
     def provenance(self) -> dict[str, Any]:
         """What an explanation depends on besides image, method and seed."""
-        ran = dict(self._logits.facts)
+        facts = dict(self._logits.facts)
+        ran = {"name": facts.pop("runtime"), **facts}
         return {
             "model_sha256": self.metadata["onnxplain.source_sha256"],
             "space": self.metadata["onnxplain.space"],
@@ -411,7 +424,7 @@ class Explainer(Closing):
             "step_graphs": self._step_graphs,
             "versions": {
                 "onnxplain": version("onnxplain"),
-                ran.pop("runtime"): ran.pop("version"),
+                ran["name"]: ran["version"],
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },
@@ -427,6 +440,13 @@ class Explainer(Closing):
                 f"got {x.dtype.name}{list(x.shape)}; next: models.preprocess.load_image and to_input make them"
             )
         return x.astype(self.forward.dtype, copy=False)
+
+
+def no_image(shape: tuple[int, ...]) -> UsageError:
+    return UsageError(
+        f"the model takes samples of shape {list(shape)}, which are no images (C, H, W) or (H, W, C); "
+        "next: explain arrays from Python, with Explainer.explain"
+    )
 
 
 def as_kind(objective: str | Kind) -> Kind:

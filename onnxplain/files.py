@@ -27,7 +27,7 @@ from onnxplain.engine.explanation import Explanation, read_heatmap
 from onnxplain.engine.methods import Method
 from onnxplain.engine.metrics import MapMetric
 from onnxplain.engine.requests import Head, Program
-from onnxplain.errors import InputError, UsageError
+from onnxplain.errors import InputError, UsageError, unreadable
 from onnxplain.explainer import Explainer
 from onnxplain.models.preprocess import load_image
 
@@ -57,7 +57,7 @@ def find_photos(paths: Iterable[PathLike]) -> tuple[list[Path], list[Path]]:
         try:
             inside = sorted(item for item in path.iterdir() if not item.name.startswith("."))
         except OSError as error:
-            raise InputError(f"cannot read the folder {path}: {error.strerror}; next: check the path") from error
+            raise unreadable("the folder", path, error) from error
         found = [item for item in inside if item.suffix.lower() in PHOTOS and item.is_file()]
         if not found:
             raise UsageError(f"the folder {path} holds no images; next: give a folder with {' '.join(PHOTOS)}")
@@ -158,7 +158,8 @@ def explain_photos(
 
 
 def summary(explanation: Explanation, labels: Sequence[str] | None = None) -> dict[str, Any]:
-    """An explanation in one row: the class, how sure the model is of it, and how complete the attribution is."""
+    """An explanation in one row: the class, how sure the model is of it, how complete the attribution is, and where the
+    model was run."""
     target, logits = explanation.target, explanation.logits.astype(np.float64)
     index = None if isinstance(target, np.ndarray) else target
     head = Head(explanation.provenance.get("head", Head.SOFTMAX))
@@ -170,6 +171,7 @@ def summary(explanation: Explanation, labels: Sequence[str] | None = None) -> di
         "logit": float(logits[index]) if index is not None else None,
         "value": explanation.value,
         "completeness_gap": explanation.diagnostics.get("completeness_gap"),
+        **{name: explanation.provenance.get(name) for name in RUN},
     }
 
 

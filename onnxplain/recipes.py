@@ -22,7 +22,7 @@ from onnxplain.engine.evaluate import Measure
 from onnxplain.engine.methods import Method, from_options, to_dict
 from onnxplain.engine.methods.options import suggest
 from onnxplain.engine.summary import Published
-from onnxplain.errors import InputError, UsageError
+from onnxplain.errors import InputError, UsageError, unreadable
 from onnxplain.files import find_photos
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -108,7 +108,7 @@ def read(recipe: PathLike) -> Recipe:
         try:
             text = path.read_text("utf-8")
         except OSError as error:
-            raise InputError(f"cannot read the recipe {path}: {error.strerror}; next: check the path") from error
+            raise unreadable("the recipe", path, error) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: is no TOML: it is not UTF-8; next: save it as UTF-8") from error
         return parse(text, name, path.parent)
@@ -444,7 +444,7 @@ def read_labels(file: Path) -> dict[str, int]:
     try:
         text = file.read_text("utf-8")
     except OSError as error:
-        raise InputError(f"cannot read the labels {file}: {error.strerror}; next: check the path") from error
+        raise unreadable("the labels", file, error) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: is no text in UTF-8; next: save it as UTF-8") from error
     lines: list[tuple[int, Any, Any]] = []

@@ -29,7 +29,11 @@ EXECUTED = [
         "docs/tutorial.md",
         "docs/how-to/add-a-rule.md",
         "docs/how-to/add-a-method.md",
+        "docs/how-to/compare-with-pytorch.md",
         "docs/how-to/export.md",
+        "docs/how-to/export-from-jax.md",
+        "docs/how-to/export-from-keras.md",
+        "docs/how-to/export-from-scikit-learn.md",
         "docs/how-to/reproduce-a-table.md",
         "docs/how-to/run-elsewhere-and-faster.md",
         "docs/how-to/score-other-tools-heatmaps.md",
@@ -43,10 +47,14 @@ PAGES = [
 ]
 NEEDS = {  # without these the page is skipped
     "docs/how-to/export.md": ("torch", "onnxscript"),
+    "docs/how-to/export-from-jax.md": ("jax", "jax2onnx", "flax"),
+    "docs/how-to/export-from-keras.md": ("tensorflow", "keras", "tf2onnx"),
+    "docs/how-to/export-from-scikit-learn.md": ("sklearn", "skl2onnx"),
     "docs/how-to/reproduce-a-table.md": ("pyarrow", "scipy"),
 }
 ON_STAGE = (  # they find a model.onnx and a photo.jpg
     "README.md",
+    "docs/how-to/compare-with-pytorch.md",
     "docs/how-to/reproduce-a-table.md",
     "docs/how-to/run-elsewhere-and-faster.md",
     "docs/how-to/score-other-tools-heatmaps.md",

@@ -27,6 +27,7 @@ OUTPUTS_WITHIN = 1e-4  # of the largest output, or of 1
 COSINE_ABOVE = (
     0.999  # float32 by itself loses up to 5e-5 (Inception v3 with random weights), a wrong gradient much more
 )
+LENGTH_WITHIN = 0.05  # of one: a gradient as far off in its length as that cosine is in its direction
 SATURATED = 1e-3  # a probability this near 0 or 1 leaves float32 no digits of its derivative
 RANDOM = 4  # images
 
@@ -170,10 +171,13 @@ def compare_gradients(
         ours = run(program(), Model({LOGITS: lambda: forward, GRADIENT: lambda: both}, head=head)).gradient
     differences = np.abs(ours - theirs).max() / max(float(np.abs(theirs).max()), 1e-30)
     cosine = float(min(cosine_of(mine, their) for mine, their in zip(ours, theirs, strict=True)))
-    if not cosine >= COSINE_ABOVE:
+    length = max((length_of(mine, their) for mine, their in zip(ours, theirs, strict=True)), key=lambda n: abs(n - 1))
+    if not (cosine >= COSINE_ABOVE and abs(length - 1) <= LENGTH_WITHIN):
         raise ExportError(
             f"{original.name}: the gradient that was made of it is not that of {original.framework}: cosine "
-            f"{cosine:.6f}, expected {COSINE_ABOVE} or more; next: report this with the model, it is a bug of onnxplain"
+            f"{cosine:.6f}, expected {COSINE_ABOVE} or more, and {length:.4g} times as long; next: look for a "
+            "derivative that is not that of its operators (stop_gradient, detach, a rule of its own), which ONNX "
+            "cannot hold; if there is none, report this with the model: it is a bug of onnxplain"
         )
     return float(differences), cosine
 
@@ -193,3 +197,9 @@ def cosine_of(a: Array, b: Array) -> float:
     u, v = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
     size = float(np.linalg.norm(u) * np.linalg.norm(v))
     return float(u @ v) / size if size else float(not u.any() and not v.any())
+
+
+def length_of(ours: Array, theirs: Array) -> float:
+    """How many times as long as another gradient one is; two that vanish are alike."""
+    mine, their = (float(np.linalg.norm(a.astype(np.float64))) for a in (ours, theirs))
+    return mine / their if their else 1.0 if not mine else float("inf")

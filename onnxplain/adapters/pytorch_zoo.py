@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,8 @@ import numpy as np
 
 from onnxplain.adapters import pytorch
 from onnxplain.adapters.original import Original, require
-from onnxplain.errors import BackendFailed, DownloadError, ExportError, InputError, UsageError
-from onnxplain.models.download import fetch
+from onnxplain.errors import BackendFailed, DownloadError, ExportError, InputError, OnnxplainError, UsageError
+from onnxplain.models.download import fetch, offline
 from onnxplain.models.preprocess import TIMM_FILTERS, PreprocessSpec
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def load(source: str) -> Original:
         UsageError: there is none of that name, or it is no classifier.
         BackendMissing: torchvision or timm is not installed.
         DownloadError: its weights cannot be had.
+        InputError: its weights are damaged, are not all that it needs, or could run code.
     """
     found = pretrained(source)
     height, width = found.preprocess.output_size
@@ -66,8 +68,9 @@ def from_torchvision(name: str) -> Pretrained:
     """A classifier of torchvision with its best weights, or with those after an @."""
     models = torchvision_models()
     architecture, _, which = name.partition("@")
-    if architecture not in models.list_models(module=models):
-        raise UsageError(f"torchvision has no classifier {architecture!r}{near(architecture, models.list_models())}")
+    classifiers = models.list_models(module=models)
+    if architecture not in classifiers:
+        raise UsageError(f"torchvision has no classifier {architecture!r}{near(architecture, classifiers)}")
     known = models.get_model_weights(architecture)
     if which and which not in known.__members__:
         raise UsageError(f"{architecture} has no weights {which!r}; next: use one of {', '.join(known.__members__)}")
@@ -87,6 +90,7 @@ def from_torchvision(name: str) -> Pretrained:
         net = models.get_model(architecture, weights=weights).eval()  # some are built as their weights want it
     meta = weights.meta
     about = {"weights": f"{type(weights).__name__}.{weights.name}", "weights_url": weights.url}
+    about |= {"license": str(meta["license"])} if "license" in meta else {}
     return Pretrained(net, of_preset(weights.transforms()), list(meta["categories"]), about)
 
 
@@ -124,23 +128,68 @@ def hash_in(url: str) -> str | None:
 def from_timm(name: str) -> Pretrained:
     """A classifier of timm, from the hub that it names or from a folder such as the hub has."""
     timm = require("timm", "timm")
-    folder = Path(name)
-    if not folder.is_dir() and "/" not in name and name.partition(".")[0] not in timm.list_models():
-        raise UsageError(f"timm has no classifier {name!r}{near(name, timm.list_models(pretrained=True))}")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json; next: give a folder as timm.models.save_for_hf makes it")
-    where = f"local-dir:{folder}" if folder.is_dir() else f"hf-hub:{name}" if "/" in name else name
+    source, folder = f"timm:{name}", Path(name).expanduser()
+    if folder.is_dir():
+        where = f"local-dir:{folder}"
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder}: no config.json; next: give a folder as timm.models.save_for_hf makes it")
+    elif name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"{source}: there is no such folder; next: check the path")
+    elif "/" in name:
+        where = f"hf-hub:{name}"
+    else:
+        where, known = name, timm.list_models(pretrained=True)
+        if name not in known and name not in {each.partition(".")[0] for each in known}:
+            raise UsageError(f"timm has no classifier {name!r} with weights{near(name, known)}")
     try:
-        with pytorch.quietly():
+        with pytorch.quietly(), of_the_hub(), wholly_loaded(source):
             net = timm.create_model(where, pretrained=True).eval()
             config = timm.data.resolve_model_data_config(net)
+    except OnnxplainError:
+        raise
     except Exception as error:
-        raise blamed(f"timm:{name}", error) from error
+        raise blamed(source, error) from error
+    if not net.num_classes:
+        raise UsageError(f"{source}: makes features, and has no classes; next: name a classifier")
     about = {
         key: str(net.pretrained_cfg[key]) for key in ("license", "hf_hub_id", "tag") if net.pretrained_cfg.get(key)
     }
-    spec = PreprocessSpec.from_timm({"pretrained_cfg": config}, where=f"timm:{name}")
+    spec = PreprocessSpec.from_timm({"pretrained_cfg": config}, where=source)
     return Pretrained(net, spec, timm_labels(timm, net), about)
+
+
+@contextmanager
+def wholly_loaded(source: str) -> Iterator[None]:
+    """Raise `InputError` if weights were left as they are initialised, which timm says in its log only."""
+    torch = require("torch", "pytorch")
+    load = torch.nn.Module.load_state_dict
+    missing: list[str] = []
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = load(self, *args, **kwargs)
+        missing.extend(result.missing_keys)
+        return result
+
+    with patch.object(torch.nn.Module, "load_state_dict", watched):
+        yield
+    if missing:
+        raise lacking(source, missing)
+
+
+def lacking(source: str, missing: Iterable[str]) -> InputError:
+    first, *others = sorted(missing)
+    return InputError(
+        f"{source}: its file has no weights for {first}{f' and {len(others)} others' if others else ''}; "
+        "next: give a classifier that is trained, and a config.json that fits it"
+    )
+
+
+@contextmanager
+def of_the_hub() -> Iterator[None]:
+    """What keeps us from the net keeps huggingface_hub from it, which has a variable of its own."""
+    hub = require("huggingface_hub", "hf")
+    with patch.object(hub.constants, "HF_HUB_OFFLINE", hub.constants.HF_HUB_OFFLINE or offline() is not None):
+        yield
 
 
 def timm_labels(timm: Any, net: Any) -> list[str] | None:
@@ -161,17 +210,29 @@ def near(wrong: str, names: Iterable[str]) -> str:
     return f"; did you mean {', '.join(close)}?" if close else "; next: check the name"
 
 
-def blamed(source: str, error: Exception) -> Exception:
-    """What went wrong on the way from a hub, as one of our errors."""
-    text = pytorch.first_line(error)
-    names = {kind.__name__ for kind in type(error).__mro__} | {
-        kind.__name__ for kind in type(error.__cause__ or error.__context__).__mro__
+HUB = frozenset(
+    {
+        "HfHubHTTPError", "ConnectionError", "ConnectError", "LocalEntryNotFoundError", "OfflineModeIsEnabled",
+        "HTTPError", "TimeoutException", "RequestException",
     }
-    if names & {"HfHubHTTPError", "ConnectionError", "ConnectError", "LocalEntryNotFoundError", "OfflineModeIsEnabled",
-                "HTTPError", "TimeoutException", "RequestException"}:  # fmt: skip
+)  # fmt: skip
+
+
+def blamed(source: str, error: Exception) -> Exception:
+    """What went wrong on the way from a hub, or in a folder, as one of our errors."""
+    text = pytorch.first_line(error)
+    chain = (error, error.__cause__ or error.__context__)
+    if HUB & {kind.__name__ for each in chain for kind in type(each).__mro__}:
+        switch = offline()
         return DownloadError(
-            f"{source}: cannot be had from the hub ({text}); next: check the name and the net, or unset HF_HUB_OFFLINE"
+            f"{source}: cannot be had from the hub ({text}); next: "
+            + (f"unset {switch}, or get it where the net is" if switch else "check the name and the net")
         )
-    if isinstance(error, OSError | ValueError | KeyError):
-        return InputError(f"{source}: {text}; next: check the name, or the files in the folder")
-    return ExportError(f"{source}: it raised {type(error).__name__}: {text}; next: report it")
+    if "weights_only" in str(error) or "Weights only" in str(error):
+        return InputError(
+            f"{source}: its weights are a pickle that holds more than weights, which is not read; next: get them as "
+            "safetensors"
+        )
+    if isinstance(error, NotImplementedError | MemoryError):
+        return ExportError(f"{source}: it raised {type(error).__name__}: {text}; next: report it")
+    return InputError(f"{source}: {type(error).__name__}: {text}; next: check the name, or the files in the folder")

@@ -26,7 +26,7 @@ from onnxplain.adapters.export import Exported, export_original, write_gradient_
 from onnxplain.adapters.onnx_file import AUTO, Preprocess
 from onnxplain.adapters.original import Original
 from onnxplain.engine.requests import Array
-from onnxplain.errors import ExportError, InputError, InvalidModel, UsageError
+from onnxplain.errors import ExportError, InvalidModel, MissingFile, UsageError
 from onnxplain.models.preprocess import PreprocessSpec, find, load_image, normalise, to_input
 
 Paths = Sequence[str | os.PathLike[str]]
@@ -148,7 +148,7 @@ def adapter(name: str) -> ModuleType:
 
 def require_file(path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"cannot read {path}: there is no such file; next: check the path")
+        raise MissingFile(f"cannot read {path}: there is no such file; next: check the path")
 
 
 def load_factory(name: str, *, trust_code: bool) -> object:

@@ -59,6 +59,8 @@ def load(path: str | os.PathLike[str]) -> Original:
             found.append(interpreter.get_tensor(outputs[0]["index"]).reshape(-1))
         return np.stack(found)
 
+    with muted():
+        exporter = f"tf2onnx {require('tf2onnx', 'tflite').__version__}"
     return Original(
         name=name,
         framework=f"LiteRT {version()}",
@@ -66,7 +68,7 @@ def load(path: str | os.PathLike[str]) -> Original:
         write=lambda file: write(name, file),
         outputs=run,
         layers=lambda images: tensors(interpreter, ask, images),
-        provenance={"exporter": f"tf2onnx {require('tf2onnx', 'tflite').__version__}"},
+        provenance={"exporter": exporter},
     )
 
 

@@ -78,6 +78,6 @@ def collect(
         except KeyboardInterrupt:
             done.interrupted = f"interrupted: {len(done.by_item)} of {items} done"
             here.say(f"{done.interrupted}; what was finished is kept", -1)
-    calls = ", ".join(f"{usage.calls[role]} {role} calls of {rows} rows" for role, rows in usage.rows.items())
+    calls = ", ".join(f"{rows} {role} rows in {usage.calls[role]} calls" for role, rows in usage.rows.items())
     here.say(f"{calls}; {usage.runtime_seconds:.1f} s of {usage.seconds:.1f} s inside the runtime", 1)
     return done

@@ -11,7 +11,7 @@ import rich_click as click
 
 from onnxplain.cli import options
 from onnxplain.cli.tables import as_json, as_text
-from onnxplain.cli.terminal import result, terminal
+from onnxplain.cli.terminal import downloads, result, terminal
 
 if TYPE_CHECKING:
     from onnxplain.comparison import Comparison, MethodAgreement
@@ -128,9 +128,11 @@ def command(
     thresholds = Thresholds(
         logits=max_logits_difference, cosine=min_gradient_cosine, spearman=min_spearman, auc=max_auc_difference
     )
+    with downloads("getting weights"):
+        module = None if reference is None else load_module(reference, trust_code=trust_code)
     compared = compare(
         model,
-        None if reference is None else load_module(reference, trust_code=trust_code),
+        module,
         found,
         methods,
         against=against,

@@ -10,7 +10,7 @@ import rich_click as click
 
 from onnxplain.cli import options
 from onnxplain.cli.tables import as_json, described
-from onnxplain.cli.terminal import result, terminal
+from onnxplain.cli.terminal import downloads, result, terminal
 from onnxplain.cli.verify import logits, summary
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def command(
     from onnxplain.adapters.sources import export
     from onnxplain.models.labels import read_labels
 
-    with options.warnings_said():
+    with options.warnings_said(), downloads("getting weights"):
         done = export(
             source,
             output,

@@ -131,7 +131,7 @@ def cli(ctx: click.Context) -> None:
     Exit codes:
       0  done
       1  failed
-      2  usage: arguments that are wrong or do not go together
+      2  usage: arguments that are wrong, do not go together, or name a file that is not there
       3  finished, but some items failed
       4  a device, a runtime or a package is not usable
       5  the model is not supported

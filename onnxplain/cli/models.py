@@ -9,7 +9,7 @@ import rich_click as click
 
 from onnxplain.cli import options
 from onnxplain.cli.tables import as_json, as_rows, as_text
-from onnxplain.cli.terminal import progress, result, terminal
+from onnxplain.cli.terminal import downloads, result, terminal
 
 COLUMNS = {
     "name": "name", "title": "title", "image": "image", "parameters": "parameters", "megabytes": "MB",
@@ -82,12 +82,8 @@ def get_command(names: tuple[str, ...], output: Path | None, overwrite: bool, fo
     done = []
     for name in names:
         file = output if single and output is not None else (output or Path()) / f"{name}.onnx"
-        with progress(f"getting {name}", 1) as bar:
-
-            def seen(got: int, total: int | None, bar=bar) -> None:  # type: ignore[no-untyped-def]
-                bar.bar.update(bar.task, completed=got, total=total)
-
-            written = get(name, file, overwrite=overwrite, observe=seen)
+        with downloads(f"getting {name}"):
+            written = get(name, file, overwrite=overwrite)
         terminal().say(f"{name}: {find(name).licence}", 1)
         done.append(written)
         if form == "text":

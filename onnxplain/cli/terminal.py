@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -84,3 +84,20 @@ def progress(what: str, total: int) -> Iterator[Rows]:
             yield Rows(bar, bar.add_task(what, total=total))
         finally:
             here.bar = None
+
+
+@contextmanager
+def downloads(what: str) -> Iterator[None]:
+    """A progress bar for downloads, from when one begins."""
+    from onnxplain.models.download import watching
+
+    with ExitStack() as stack:
+        bars: list[Rows] = []
+
+        def seen(done: int, total: int | None) -> None:
+            if not bars:
+                bars.append(stack.enter_context(progress(what, total or 1)))
+            bars[0].bar.update(bars[0].task, completed=done, total=total)
+
+        with watching(seen):
+            yield

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
@@ -16,7 +16,10 @@ from onnxplain.cli.terminal import result
 if TYPE_CHECKING:
     from onnxplain.adapters.gradient.differentiate import OnUnsupported
     from onnxplain.adapters.verify import Verified
-    from onnxplain.engine.verify import Finding, Look, Verification
+    from onnxplain.engine.rounding import Deviation, Rounding
+    from onnxplain.engine.verify import Finding, Verification
+
+Found = TypeVar("Found", "Finding", "Deviation")
 
 COLUMNS = {
     "image": "image", "target": "target", "test": "test", "gap": "gap", "noticeable": "noticeable", "step": "step",
@@ -48,7 +51,8 @@ def command(
 
     Its logits are held against the classifier's, and its gradient against differences of its logits. The test fails if
     they disagree by more than four times the noise that it measures; it says the smallest error that it could have
-    noticed. Of a classifier the gradient model is made first.
+    noticed. Of a classifier the gradient model is made first. In another precision than fp32 the gradient is proved in
+    fp32, and what rounding makes of it is judged by that.
 
     \b
     Example:
@@ -72,8 +76,12 @@ def command(
 
 
 def text(found: Verified) -> str:
-    lines = [f"{found.model}: {found.gradient.verdict} on {found.on}", f"logits: {logits(found.difference)}"]
-    lines += [f"gradient: {said}" for said in summary(found.gradient)]
+    rounding, precision = found.rounding, found.precision
+    said = logits(found.difference)
+    if found.difference is not None and (found.on != "cpu" or rounding is not None):
+        said += " (compared in fp32 on cpu)"
+    lines = [f"{found.model}: {found.verdict} on {found.on} in {precision}", f"logits: {said}"]
+    lines += [f"gradient{' in fp32' * (rounding is not None)}: {line}" for line in summary(found.gradient)]
     rows = [
         {
             "image": look.image,
@@ -84,14 +92,34 @@ def text(found: Verified) -> str:
             "step": f"{finding.step:.0e}",
         }
         for look in found.gradient.looks
-        for test, finding in {"along": look.along, "across": look.across, "objectives": worst(look)}.items()
+        for test, finding in {
+            "along": look.along,
+            "across": look.across,
+            "objectives": worst(look.objectives.values()),
+        }.items()
     ]
+    if rounding is not None:
+        lines += [f"gradient in {precision}: {line}" for line in rounded(rounding)]
+        rows += [
+            {
+                "image": one.image,
+                "target": one.target,
+                "test": test,
+                "gap": f"{deviation.gap:.2e}",
+                "noticeable": f"{deviation.noticeable:.2e}",
+            }
+            for one in rounding.comparisons
+            for test, deviation in {
+                precision: one.logit,
+                f"{precision} objectives": worst(one.objectives.values()),
+            }.items()
+        ]
     return "\n".join([*lines, "", as_text(rows, COLUMNS)])
 
 
-def worst(look: Look) -> Finding:
+def worst(objectives: Iterable[Found]) -> Found:
     """Of the objectives other than `logit`, the one that comes closest to failing."""
-    return max(look.objectives.values(), key=lambda finding: finding.gap / (finding.noise or 1e-30))
+    return max(objectives, key=lambda found: found.gap / (found.noise or 1e-30))
 
 
 def logits(difference: float | None) -> str:
@@ -125,3 +153,21 @@ def summary(found: Verification) -> Iterator[str]:
             yield from (f"stops at {line}" for line in by_operator(found.stopped))
         case "failed":
             yield from found.failures
+
+
+def rounded(found: Rounding) -> Iterator[str]:
+    """What was found out about a gradient in another precision, line by line."""
+    from onnxplain.engine.verify import percent
+
+    if found.verdict == "failed":
+        yield from found.failures
+        return
+    of = f"off by {percent(found.typical)} of its size at a single image"
+    bound = f"an error of {percent(found.noticeable)} of any form would have been noticed"
+    if found.verdict == "passed":
+        yield f"that of fp32 but for rounding, {of}; {bound}"
+    else:
+        yield (
+            f"{of}; nothing but rounding shows, but only {bound}; "
+            "next: compute in fp32, or in fp16, which has three binary digits more than bf16"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from enum import Enum
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnxplain.adapters.reference import LOOPS
 from onnxplain.engine.explanation import Explanation
 from onnxplain.engine.methods import AGI, Alphas, CrediblePath, Method
 from onnxplain.engine.requests import Array, Head, Kind
-from onnxplain.errors import UsageError
+from onnxplain.errors import BackendMissing, UsageError
 from onnxplain.explainer import Explainer
 
 DRAWN = {"agi": "k"}  # how many of what the loop is given, for the engine draws them
@@ -95,7 +96,8 @@ class CaptumSide(TorchSide):
     """Captum's attributions of a PyTorch module."""
 
     def __init__(self, module: Any, explainer: Explainer) -> None:
-        require("captum", "compare")
+        if find_spec("captum") is None:  # no extra has it, for it wants an older NumPy than it needs
+            raise BackendMissing("captum", "pytorch", "pip install --no-deps captum tqdm")
         super().__init__(module, explainer)
         self.name = "Captum"
 

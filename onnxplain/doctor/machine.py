@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-NVIDIA = "0x10de"  # its number among the vendors of PCI devices
-DISPLAY = "0x03"  # the class of displays and 3D accelerators begins so
+from onnxplain.engine.executors.nvidia import displays, text
+
 # What makes arithmetic on a CPU fast, by the names that Linux gives it, in the order in which it is told.
 FEATURES = {
     "avx2": "AVX2",
@@ -55,17 +55,9 @@ def read_machine(root: Path = Path("/")) -> Machine:
         memory=memory(root),
         features=tuple(features(root)),
         jetson=jetson(root),
-        nvidia=any(nvidia_displays(root)),
+        nvidia=any(displays(root)),
         container=any((root / mark).exists() for mark in (".dockerenv", "run/.containerenv")),
     )
-
-
-def text(path: Path) -> str:
-    """A file's text; empty if there is none, or none for us."""
-    try:
-        return path.read_text("utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
 
 
 def distribution(root: Path) -> str:
@@ -103,10 +95,3 @@ def jetson(root: Path) -> str | None:
     numbers = re.match(r"# R(\d+) \(release\)(?:, REVISION: ([\d.]+))?", release)
     said = ".".join(filter(None, numbers.groups())) if numbers else "of unknown release"
     return f"{text(root / 'proc/device-tree/model') or 'NVIDIA Jetson'}, Jetson Linux {said}"
-
-
-def nvidia_displays(root: Path) -> Iterator[Path]:
-    """PCI devices that are GPUs of NVIDIA; a container sees them too, and no driver is needed to."""
-    for device in (root / "sys/bus/pci/devices").glob("*"):
-        if text(device / "vendor") == NVIDIA and text(device / "class").startswith(DISPLAY):
-            yield device

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # which ONNX Runtime would write and send, from its import on
 WINDOWS = sys.platform == "win32"
 CUDA_LIBRARY = "nvcuda.dll" if WINDOWS else "libcuda.so.1"
 MANAGEMENT_LIBRARY = "nvml.dll" if WINDOWS else "libnvidia-ml.so.1"

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from onnxplain.errors import InputError
+from onnxplain.errors import InputError, input_error
 
 Array: TypeAlias = NDArray[Any]
 Source: TypeAlias = str | os.PathLike[str]
@@ -75,7 +75,7 @@ def reading(path: Source) -> Iterator[None]:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); next: check the path") from error
+        raise input_error(error)(f"{path}: cannot be read ({error.strerror or error}); next: check the path") from error
     except Exception as error:  # zipfile, zlib, json and the parser of headers raise a dozen different types
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # one line, even if it quotes the file
         raise InputError(f"{path}: damaged ({why}); next: write or copy the file again") from error

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from onnxplain.engine.atomic import write_atomically
 from onnxplain.errors import OnnxplainError, OutOfMemory
+
+log = logging.getLogger(__name__)
 
 LARGEST = 256  # rows: what is gained beyond is not worth looking for
 WORTH = 0.95  # a larger batch is taken if a row then costs at most this share of what it did
@@ -79,7 +83,8 @@ def text(path: Path) -> str:
 class Remembered:
     """Batch sizes of earlier runs, in a file of the cache folder (None: nothing is remembered).
 
-    What a size depends on is its key. A file that cannot be read or written is one that is not there.
+    What a size depends on is its key. A file that cannot be read is one that is not there; if it cannot be written, a
+    warning says so.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -96,8 +101,8 @@ class Remembered:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, json.dumps(known, indent=1, sort_keys=True).encode(), overwrite=True)
-        except (OSError, OnnxplainError):
-            pass  # the next run tries again
+        except (OSError, OnnxplainError) as error:
+            warn_of(self.path.parent, str(error).partition(";")[0])
 
     def read(self) -> dict[str, Any]:
         try:
@@ -105,6 +110,16 @@ class Remembered:
         except (OSError, ValueError):
             return {}
         return known if isinstance(known, dict) else {}
+
+
+@cache  # once is enough
+def warn_of(folder: Path, why: str) -> None:
+    """Say that a cache folder cannot be used."""
+    log.warning(
+        "the cache folder %s cannot be used: %s; batch sizes are tried again in each run; "
+        "next: make it writable, choose another one (--cache DIR), or keep nothing (--cache none)",
+        *(folder, why),
+    )
 
 
 def digest(key: Mapping[str, Any]) -> str:

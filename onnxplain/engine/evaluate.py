@@ -120,6 +120,7 @@ class Evaluation:
             "metric_params": measure.params,
             "seed": self.seed,
             "version": version("onnxplain"),
+            "runtime": [subject.provenance["runtime"][name] for name in ("name", "version")],
         }
         text = json.dumps(plain(facts), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from onnxplain.engine.atomic import temporary_in
 from onnxplain.engine.explanation import plain
-from onnxplain.errors import BackendMissing, InputError, OutputError
+from onnxplain.errors import InputError, OutputError, importing
 
 Row: TypeAlias = dict[str, Any]
 
@@ -127,11 +127,10 @@ class RowLog:
 
 def require_results() -> None:
     """Raise `BackendMissing` unless what a run needs at its end is installed."""
-    try:
+    with importing("pyarrow", "results"):
         import pyarrow.parquet  # noqa: F401
+    with importing("scipy", "results"):
         import scipy.stats  # noqa: F401
-    except ImportError as error:
-        raise BackendMissing(str(error.name or "pyarrow").partition(".")[0], "results") from error
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

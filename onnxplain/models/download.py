@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -24,6 +26,17 @@ BACKOFF = 0.5  # seconds, doubled each time, before a server is asked again
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Observe = Callable[[int, int | None], None]  # bytes so far, and in all
+WATCHER: ContextVar[Observe] = ContextVar("WATCHER", default=lambda done, total: None)  # noqa: ARG005 (nobody looks)
+
+
+@contextmanager
+def watching(observe: Observe) -> Iterator[None]:
+    """Tell of all downloads meanwhile, wherever they are made."""
+    token = WATCHER.set(observe)
+    try:
+        yield
+    finally:
+        WATCHER.reset(token)
 
 
 def fetch(
@@ -32,7 +45,7 @@ def fetch(
     sha256: str | None = None,
     name: str | None = None,
     folder: str | os.PathLike[str] | None = None,
-    observe: Observe = lambda done, total: None,  # noqa: ARG005 (nobody looks)
+    observe: Observe | None = None,
 ) -> Path:
     """The file at a URL, from the cache if it is there.
 
@@ -41,7 +54,7 @@ def fetch(
         sha256: its SHA-256, or the first 8 hexadecimal digits or more, as some put them into names of files.
         name: of the file in the cache; None: the last part of the URL.
         folder: the cache; None: the platform's own.
-        observe: told how far it is.
+        observe: told how far it is; None: whoever is `watching`.
 
     What was got of a download that broke off is kept, and the next one goes on there.
 
@@ -51,14 +64,13 @@ def fetch(
     """
     from filelock import FileLock
 
-    name = name or Path(unquote(urlsplit(url).path)).name
-    place = Path(folder or cache_folder() / "models", hashlib.sha256(url.encode()).hexdigest()[:16])
-    path = place / Path(name).name
+    path = place_of(url, name, folder)
+    place = path.parent
     try:
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / f"{path.name}.lock"):
             if not path.is_file():
-                download(url, path.with_name(f"{path.name}.part"), observe)
+                download(url, path.with_name(f"{path.name}.part"), observe or WATCHER.get())
                 verify(url, path.with_name(f"{path.name}.part"), sha256)
                 os.replace(path.with_name(f"{path.name}.part"), path)
             else:
@@ -72,18 +84,29 @@ def fetch(
 
 def cached(url: str, *, name: str | None = None, folder: str | os.PathLike[str] | None = None) -> bool:
     """Whether a file need not be downloaded."""
-    name = name or Path(unquote(urlsplit(url).path)).name
-    place = Path(folder or cache_folder() / "models", hashlib.sha256(url.encode()).hexdigest()[:16])
-    return (place / name).is_file()
+    return place_of(url, name, folder).is_file()
+
+
+def place_of(url: str, name: str | None, folder: str | os.PathLike[str] | None) -> Path:
+    """Where the file at a URL is kept. Raises `DownloadError` if it has no name."""
+    try:
+        name = Path(name or unquote(urlsplit(url).path)).name
+    except ValueError:  # such as brackets that do not close
+        name = ""
+    if name in ("", "..") or "\0" in name:
+        raise DownloadError(f"{url}: expected an address that ends with the name of a file; next: check it")
+    return Path(folder or cache_folder() / "models", hashlib.sha256(url.encode()).hexdigest()[:16]) / name
+
+
+def offline() -> str | None:
+    """The variable that forbids the net, if one does."""
+    return next((v for v in OFFLINE if os.environ.get(v, "0").lower() not in ("", "0", "false", "no", "off")), None)
 
 
 def refuse_offline(what: str) -> None:
     """Raise `DownloadError` if the net is forbidden."""
-    for name in OFFLINE:
-        if os.environ.get(name, "0").lower() not in ("", "0", "false", "no", "off"):
-            raise DownloadError(
-                f"{what}: not in the cache, and {name} forbids the net; next: unset it, or get the file"
-            )
+    if (name := offline()) is not None:
+        raise DownloadError(f"{what}: not in the cache, and {name} forbids the net; next: unset it, or get the file")
 
 
 def verify(url: str, path: Path, sha256: str | None) -> None:
@@ -106,19 +129,20 @@ def download(url: str, part: Path, observe: Observe) -> None:
     refuse_offline(url)
     import requests
 
-    vain = 0
+    vain, furthest = 0, size_of(part)
     with session() as net:
         while True:
-            before = size_of(part)
+            failure: requests.RequestException | None = None
             try:
                 if transfer(net, url, part, observe):
                     return
             except requests.RequestException as error:
-                vain = 0 if size_of(part) > before else vain + 1
-                if vain >= ATTEMPTS or isinstance(error, requests.HTTPError):
-                    raise DownloadError(
-                        f"{url}: {reason(error)}; next: check the address and the net, and try again"
-                    ) from error
+                failure = error
+            vain = 0 if size_of(part) > furthest else vain + 1
+            furthest = max(furthest, size_of(part))
+            if vain >= ATTEMPTS or isinstance(failure, requests.HTTPError):
+                why = reason(failure) if failure else "the server does not give the rest"
+                raise DownloadError(f"{url}: {why}; next: check the address and the net, and try again") from failure
 
 
 def session() -> Session:
@@ -142,8 +166,9 @@ def transfer(net: Session, url: str, part: Path, observe: Observe) -> bool:
     with net.get(url, headers=headers, stream=True, timeout=PATIENCE) as answer:
         for step in (*answer.history, answer):
             require_safe(step.url)
-        if answer.status_code == 416:  # nothing is missing, or the file has shrunk
+        if have and (answer.status_code == 416 or is_other_part(answer, have)):  # nothing is missing, or it has changed
             part.unlink()
+            tag.unlink(missing_ok=True)
             return False
         answer.raise_for_status()
         goes_on = answer.status_code == 206
@@ -166,10 +191,15 @@ def transfer(net: Session, url: str, part: Path, observe: Observe) -> bool:
     return True
 
 
+def is_other_part(answer: Response, have: int) -> bool:
+    """Whether the part of a file that comes is another one than that which is missing."""
+    return answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+
+
 def length(answer: Response, have: int) -> int | None:
     """The bytes that the whole file has, if the server says. Raises `DownloadError` for too many."""
     said: Any = answer.headers.get("Content-Length")
-    total = have + int(said) if said is not None and said.isdigit() else None
+    total = have + int(said) if said is not None and said.isdecimal() and len(said) < 20 else None
     if total is not None and total > MOST:
         raise DownloadError(f"{answer.url}: {total} bytes, more than the limit of {MOST}; next: get it by hand")
     return total

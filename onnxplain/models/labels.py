@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from onnxplain.errors import InputError
+from onnxplain.errors import InputError, unreadable
 
 LABELS_KEY = "onnxplain.labels"
 MAX_BYTES = 16 * 2**20  # the names of 21 000 classes take one
@@ -46,7 +46,7 @@ def read_labels(path: Path) -> list[str]:
             text = file.read(MAX_BYTES + 1).decode()
         found = json.loads(text) if path.suffix == ".json" else text.splitlines()
     except OSError as error:
-        raise InputError(f"cannot read the labels {path}: {error.strerror}; next: check the path") from error
+        raise unreadable("the labels", path, error) from error
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: expected text in UTF-8, or JSON in a .json file ({error}); next: correct it"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from onnxplain.engine.space import Space
-from onnxplain.errors import InputError, UsageError
+from onnxplain.errors import InputError, UsageError, unreadable
 
 PREPROCESS_KEY = "onnxplain.preprocess"
 GRADIENT_MODEL_KEY = "onnxplain.gradient_model"
@@ -44,6 +45,12 @@ BOOKKEEPING = frozenset(
         "default_to_square", "do_reduce_labels", "do_convert_rgb",
     }
 )  # fmt: skip
+# Classes of image processors: those that crop unless told not to, those that take a bare number for the shortest edge,
+# and those that crop and take it for a square.
+CROPPED = ("Bit", "CLIP", "DeiT", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT", "Perceiver", "PoolFormer")
+SHORTEST_EDGE = ("Bit", "CLIP", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "Siglip")
+SQUARE = ("Beit", "DeiT", "EfficientNet")
+PROCESSOR = re.compile(r"(\w+?)(?:ImageProcessor|FeatureExtractor)(?:Fast|Pil)?")
 TIMM_FILTERS = {filter.name.lower(): int(filter) for filter in Image.Resampling}
 
 
@@ -98,16 +105,22 @@ class PreprocessSpec:
         keys = _Keys(data, where)
         keys.refuse_unknown(KNOWN | BOOKKEEPING)
         size, crop_size = _resize_and_crop(keys)
-        normalise = keys.flag("do_normalize", data.get("image_mean") is not None or data.get("image_std") is not None)
+        given = data.get("image_mean") is not None or data.get("image_std") is not None
+        normalise = keys.processor != "MobileViT" and keys.flag("do_normalize", given)  # whose class has no such step
         mode = keys.mode("image_mode")
         rescale = keys.flag("do_rescale", True)
+        mean = keys.per_channel("image_mean", mode) if normalise else ()
+        std = keys.per_channel("image_std", mode, low=TINY) if normalise else ()
+        if keys.flag("include_top", keys.processor == "EfficientNet"):  # then EfficientNet's divides once more
+            again = keys.per_channel("image_std", mode, low=TINY)
+            std = tuple(x * y for x, y in zip(std or (1.0,) * len(again), again, strict=True))
         return cls(
             size=size,
             resample=keys.filter("resample") if size is not None else Image.Resampling.BILINEAR,
             crop_size=crop_size,
             rescale_factor=keys.number("rescale_factor", 1 / 255) if rescale else 1.0,
-            image_mean=keys.per_channel("image_mean", mode) if normalise else (),
-            image_std=keys.per_channel("image_std", mode, low=TINY) if normalise else (),
+            image_mean=mean,
+            image_std=std,
             do_flip_channel_order=keys.flipped("do_flip_channel_order", mode),
             crop_rounding=keys.rounding("crop_rounding"),
             image_mode=mode,
@@ -221,7 +234,7 @@ def load_image(
         with path.open("rb") as file:
             return _decode(path, file, spec, max_pixels)
     except OSError as error:
-        raise InputError(f"cannot read the image {path}: {error.strerror}; next: check the path") from error
+        raise unreadable("the image", path, error) from error
 
 
 def to_input(image: NDArray[np.uint8], *, channels: int = 3, channel_axis: int = 0) -> NDArray[np.float32]:
@@ -325,6 +338,7 @@ KNOWN = frozenset(
     {
         "do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale", "rescale_factor",
         "do_normalize", "image_mean", "image_std", "do_flip_channel_order", "crop_rounding", "image_mode",
+        "include_top",
     }
 )  # fmt: skip
 MAX_EDGE = 16_384
@@ -342,10 +356,18 @@ class _Keys:
         got = _brief(self.data[key]) if key in self.data else "nothing"
         return InputError(f"{self.where}: {key}: expected {expected}, got {got}; next: correct this key")
 
+    @property
+    def processor(self) -> str:
+        """Which class wrote the file, without the ending that all of them have; "" where it does not say."""
+        name = self.data.get("image_processor_type") or self.data.get("feature_extractor_type")
+        match = PROCESSOR.fullmatch(name) if isinstance(name, str) else None
+        return match[1] if match else ""
+
     def flag(self, key: str, default: bool) -> bool:
-        value = self.data.get(key)
+        """The default where there is no such key; null is false, as to the image processors."""
+        value = self.data.get(key, default)
         if value is None:
-            return default
+            return False
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false")
         return value
@@ -367,7 +389,7 @@ class _Keys:
         return "L" if value == "L" else "RGB"
 
     def flipped(self, key: str, mode: Mode) -> bool:
-        flip = self.flag(key, False)
+        flip = self.flag(key, self.processor == "MobileViT")
         if flip and mode == "L":
             raise self.wrong(key, "false, since the classifier is grey")
         return flip
@@ -415,24 +437,20 @@ def _resize_and_crop(keys: _Keys) -> tuple[Size | int | None, Size | None]:
 
     Old files have a bare number for `size`, which means a square or the shortest edge, as the processor that wrote the
     file pleases. A number and no crop can only be a square. ConvNeXt and ResNet have `crop_pct`: a shortest edge of 224
-    then means 224 / crop_pct and a crop of 224, and one of 384 or more means a square.
+    then means 224 / crop_pct and a crop of 224, and one of 384 or more means a square. PoolFormer's `crop_pct` enlarges
+    what is resized to, beside a crop of its own; LeViT enlarges by 256 / 224 and does not say so.
     """
-    data, crop, crop_pct = keys.data, keys.flag("do_center_crop", False), keys.data.get("crop_pct") is not None
-    size: Size | int | None = None
-    if keys.flag("do_resize", True):
-        bare = data.get("size")
-        if not _is_length(bare):
-            size = keys.size("size")
-        elif crop:
-            raise keys.wrong("size", '{"height": .., "width": ..} or {"shortest_edge": ..} beside do_center_crop')
-        else:
-            size = bare if crop_pct else (bare, bare)
+    data, crop_pct = keys.data, keys.data.get("crop_pct") is not None
+    crop = keys.flag("do_center_crop", keys.processor in CROPPED)
+    if keys.processor == "Perceiver" and crop:
+        raise keys.wrong("image_processor_type", "one that resizes before it crops")
+    size = _resized(keys, crop, crop_pct) if keys.flag("do_resize", True) else None
     if crop:
         length = data.get("crop_size")
         crop_size = (length, length) if _is_length(length) else keys.size("crop_size")
         if not isinstance(crop_size, tuple):
             raise keys.wrong("crop_size", '{"height": .., "width": ..}')
-        if crop_pct:
+        if crop_pct and keys.processor != "PoolFormer":
             raise keys.wrong("crop_pct", "none beside do_center_crop")
         return size, crop_size
     if isinstance(size, int) and crop_pct:
@@ -443,6 +461,29 @@ def _resize_and_crop(keys: _Keys) -> tuple[Size | int | None, Size | None]:
     if crop_pct:
         raise keys.wrong("crop_pct", "none unless size is a shortest edge")
     return size, None
+
+
+def _resized(keys: _Keys, crop: bool, crop_pct: bool) -> Size | int:
+    """What `size` means to the class that wrote it."""
+    size: Size | int
+    bare = keys.data.get("size")
+    if not _is_length(bare):
+        size = keys.size("size")
+    elif crop_pct or keys.processor in SHORTEST_EDGE:
+        size = bare
+    elif crop and keys.processor not in SQUARE:
+        raise keys.wrong("size", '{"height": .., "width": ..} or {"shortest_edge": ..} beside do_center_crop')
+    else:
+        size = (bare, bare)
+    if keys.processor == "Levit" and isinstance(size, int):
+        return int(256 / 224 * size)
+    if keys.processor == "PoolFormer" and (crop_pct or "crop_pct" not in keys.data):
+        if not crop:
+            raise keys.wrong("do_center_crop", "true")
+        if isinstance(size, tuple) and size[0] != size[1]:
+            raise keys.wrong("size", "a square or a shortest edge")
+        return int((size if isinstance(size, int) else size[0]) / keys.number("crop_pct", 0.9, high=1))
+    return size
 
 
 def _is_number(value: Any, low: float, high: float) -> TypeGuard[float]:
@@ -467,7 +508,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         with path.open("rb") as file:
             content = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
-        raise InputError(f"cannot read the preprocessing {path}: {error.strerror}; next: check the path") from error
+        raise unreadable("the preprocessing", path, error) from error
     if len(content) > MAX_SPEC_BYTES:
         raise InputError(
             f"cannot read the preprocessing {path}: larger than {MAX_SPEC_BYTES} bytes; next: check the path"

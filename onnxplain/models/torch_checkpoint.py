@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.errors import InputError
+from onnxplain.errors import InputError, unreadable
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
@@ -73,7 +73,7 @@ def read_legacy_checkpoint(path: str | Path) -> dict[str, NDArray[Any]]:
             warnings.simplefilter("error")  # pickletools warns of odd escapes in names
             return _read(path.read_bytes())
     except OSError as error:
-        raise InputError(f"cannot read the weights {path}: {error.strerror}; next: check the path") from error
+        raise unreadable("the weights", path, error) from error
     except _CheckpointError as error:
         raise InputError(
             f"cannot read the weights {path}: {error}; next: use a state_dict saved as plain tensors"

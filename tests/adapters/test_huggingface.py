@@ -19,6 +19,7 @@ transformers = framework("transformers")
 import onnxplain as ox  # noqa: E402
 from onnxplain.adapters.sources import load, load_module  # noqa: E402
 from onnxplain.errors import DownloadError, InputError, OnnxplainError, UsageError  # noqa: E402
+from onnxplain.models.preprocess import PreprocessSpec, load_image, normalise, to_input  # noqa: E402
 
 LABELS = {0: "ant", 1: "bee", 2: "cat"}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -105,6 +106,76 @@ def test_the_reference_of_a_comparison(tmp_path: Path) -> None:
     assert not net.training
 
 
+OLD = {"do_normalize": True, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "resample": 3}
+SIDES = {"height": 64, "width": 64}
+CROP = {"size": 72, "crop_size": 64, "do_center_crop": True}
+
+
+@pytest.mark.parametrize(
+    ("processor", "how"),
+    [
+        ("ViT", {"size": 64}),
+        ("ViT", {"size": 64, "do_normalize": None}),
+        ("DeiT", CROP),
+        ("DeiT", {"size": 72, "crop_size": 64}),
+        ("DeiT", CROP | {"do_center_crop": None}),
+        ("Beit", CROP | {"do_center_crop": False}),
+        ("Beit", CROP),
+        ("Bit", CROP),
+        ("CLIP", CROP),
+        ("ConvNext", {"size": 64, "crop_pct": 0.875}),
+        ("ConvNext", {"size": 384, "crop_pct": 0.875}),
+        ("EfficientNet", {"size": 64}),
+        ("EfficientNet", {"size": SIDES, "include_top": True, "do_normalize": False}),
+        ("EfficientNet", {"size": 64, "include_top": False}),
+        ("Levit", {"size": 64, "crop_size": 64, "do_center_crop": True}),
+        ("Levit", {"size": {"shortest_edge": 64}, "crop_size": SIDES}),
+        ("MobileNetV1", CROP),
+        ("MobileNetV2", CROP),
+        ("MobileViT", CROP | {"do_normalize": None}),
+        ("MobileViT", CROP | {"do_flip_channel_order": None}),
+        ("PoolFormer", {"size": 64, "crop_size": 64, "do_center_crop": True, "crop_pct": 0.95}),
+        ("PoolFormer", {"size": 64, "crop_size": 64, "do_center_crop": True, "crop_pct": None}),
+        ("PoolFormer", {"size": SIDES, "crop_size": SIDES}),
+        ("Pvt", {"size": 64}),
+        ("Segformer", {"size": 64}),
+    ],
+)
+@pytest.mark.parametrize("written", ["feature_extractor_type", "image_processor_type"])
+def test_a_photo_becomes_what_the_class_makes_of_it(tmp_path: Path, processor: str, how, written: str) -> None:
+    """Whether it was written years ago or now; what a key means depends on the class."""
+    end = {"feature_extractor_type": "FeatureExtractor", "image_processor_type": "ImageProcessorFast"}[written]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(OLD | how | {written: processor + end}))
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    spec = PreprocessSpec.from_json_file(tmp_path / "preprocessor_config.json")
+    assert PreprocessSpec.from_dict(spec.to_dict()) == spec
+    for width, height in ((411, 302), (97, 203)):
+        pixels = np.random.default_rng(0).integers(0, 256, (height // 9, width // 9, 3), np.uint8)
+        path = tmp_path / "photo.png"
+        Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path)
+        with Image.open(path) as image:
+            expected = theirs(image, return_tensors="np")["pixel_values"][0]
+        np.testing.assert_allclose(normalise(to_input(load_image(path, spec)), spec), expected, atol=2e-5)
+
+
+def test_processors_that_do_something_else_are_refused(tmp_path: Path) -> None:
+    for processor in ("Perceiver", "Donut", "ImageGPT", "TextNet"):
+        getattr(transformers, f"{processor}ImageProcessor")().save_pretrained(tmp_path)
+        with pytest.raises(InputError, match=r"preprocessor_config\.json: \w+: expected"):
+            PreprocessSpec.from_json_file(tmp_path / "preprocessor_config.json")
+
+
+def test_a_base_that_was_never_trained_to_classify_is_refused(tmp_path: Path) -> None:
+    """transformers would give it a random last layer, and say so in its log."""
+
+    def make():
+        model, processor = vit()
+        return model.vit, processor
+
+    with pytest.raises(InputError, match=r"no weights for classifier\.bias and 1 others"):
+        load(f"hf:{saved(make, tmp_path / 'hf')}")
+
+
 def without(name: str):
     def change(folder: Path) -> None:
         (folder / name).unlink()
@@ -124,6 +195,14 @@ def with_code(folder: Path) -> None:
     (folder / "evil.py").write_text("open('evil-was-here', 'w')")
 
 
+def said_in_config(**entries: object):
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+    return change
+
+
 def garbage(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0notjson!")
 
@@ -136,6 +215,15 @@ def garbage(folder: Path) -> None:
         (pickled, InputError, "pickles are not read"),
         (with_code, UsageError, "code of its own, which is not run"),
         (garbage, OnnxplainError, "hf:"),
+        (said_in_config(attn_implementation="evil/kernels"), UsageError, "code of its own, which is not run"),
+        (said_in_config(inner={"_attn_implementation": "evil/kernels"}), UsageError, "code of its own"),
+        (said_in_config(quantization_config={"quant_method": "gptq"}), UsageError, "quantised"),
+        (said_in_config(problem_type="regression"), UsageError, "is a regression"),
+        (said_in_config(depths=[1, 2]), InputError, r"no weights for resnet\.encoder.* others"),
+        (said_in_config(hidden_sizes=[8, 32]), InputError, "hf:"),
+        (said_in_config(model_type="bert"), InputError, "AutoModelForImageClassification"),
+        (said_in_config(model_type=["x"]), InputError, "hf:"),
+        (said_in_config(pretrained_cfg={}), InputError, "next: timm:NAME"),
         (lambda folder: (folder / "config.json").write_text("[1"), InputError, "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("[1]"), InputError, "expected a JSON object"),
     ],
@@ -150,9 +238,19 @@ def test_folders_that_are_not_whole(tmp_path: Path, monkeypatch, change, kind, s
     assert not list(tmp_path.rglob("evil-was-here"))
 
 
-def test_what_is_not_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DownloadError, match="hf:google/vit-base-patch16-224: cannot be had from the hub"):
-        load("hf:google/vit-base-patch16-224")
+@pytest.mark.parametrize("name", ["hf:google/vit-base-patch16-224", "timm:resnet18", "timm:somebody/model"])
+def test_what_is_not_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """Our variable keeps the hub's client from the net too; nothing listens where it would ask."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("ONNXPLAIN_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=f"{name}: cannot be had .*offline mode.*next: unset ONNXPLAIN_OFFLINE"):
+        load(name)
+
+
+@pytest.mark.parametrize("name", ["hf:a/b/c", "hf:./gone", "hf:~/gone", "timm:./gone", "timm:/gone", "timm:a/b/c"])
+def test_folders_that_are_none(name: str) -> None:
+    with pytest.raises(InputError, match="there is no such folder"):
+        load(name)
     with pytest.raises(InputError, match="no such folder"):
         load("hf:./nowhere")

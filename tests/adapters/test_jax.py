@@ -171,6 +171,30 @@ def test_primitives_are_named_in_order() -> None:
     found = list(made.layers(x))
     assert [name.split()[0] for name, _ in found] == ["conv_general_dilated", "tanh", "reduce_max", "dot_general"]
     np.testing.assert_allclose(found[-1][1], plain(weights(), x), atol=NOISE)
+    inside = adapter.original(jax.jit(jax.checkpoint(lambda x: plain(weights(), jax.nn.relu(x)))), x)
+    assert [name.split()[0] for name, _ in inside.layers(x)] == ["max", *(name.split()[0] for name, _ in found)]
+
+
+def test_a_derivative_of_its_own_is_told(tmp_path: Path) -> None:
+    given = weights()
+
+    def net(x):
+        return plain(given, x) * jax.lax.stop_gradient(plain(given, x))
+
+    x = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    with pytest.raises(ExportError, match=r"is not that of JAX .* and 2 times as long; .*stop_gradient"):
+        adapter.export(net, x, tmp_path / "g.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_random_numbers_are_told_from_those_of_the_export(tmp_path: Path) -> None:
+    """jax2onnx draws others, and keys are no arrays of floats."""
+
+    def net(x):
+        return jnp.tanh(x) + jax.random.normal(jax.random.key(0), (3,))
+
+    with pytest.raises(ExportError, match="first in the layer add"):
+        adapter.export(net, np.ones((2, 3), np.float32), tmp_path / "g.onnx")
 
 
 def test_an_export_that_differs_is_named_by_its_primitive(tmp_path: Path) -> None:
@@ -196,12 +220,59 @@ def test_probabilities_in_pieces_are_refused(tmp_path: Path) -> None:
         adapter.export(net, np.zeros((2, 16, 16, 3), np.float32), tmp_path / "g.onnx")
 
 
-def test_jax_is_left_as_it_was(tmp_path: Path, capfd) -> None:
-    before = jax.config.jax_enable_x64
-    x = np.zeros((2, 16, 16, 3), np.float32)
-    adapter.export(plain, x, tmp_path / "g.onnx", params=weights())
-    assert jax.config.jax_enable_x64 == before
-    assert capfd.readouterr().out == ""
+@pytest.mark.parametrize("wide", [False, True])
+def test_jax_is_left_as_it_was(tmp_path: Path, capfd, wide: bool) -> None:
+    before = jnp.cumsum, linen.max_pool, nnx.avg_pool
+    x, given = np.zeros((2, 16, 16, 3), np.float32), weights()
+    with jax.enable_x64(wide):
+        adapter.export(plain, x, tmp_path / "g.onnx", params=given)
+        assert jax.config.jax_enable_x64 == wide
+    assert not jax.config.jax_enable_x64
+    assert (jnp.cumsum, linen.max_pool, nnx.avg_pool) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_arguments_may_have_no_names(tmp_path: Path) -> None:
+    """jax2onnx itself does not take these."""
+
+    def net(x):
+        y = linen.max_pool(jnp.tanh(x), (2, 2), (2, 2))
+        y = nnx.avg_pool(jnp.cumsum(y, 3), (2, 2), (1, 1), "SAME")
+        return jnp.take(y, np.array([0, 2]), 3).reshape(x.shape[0], -1)
+
+    x = np.random.default_rng(0).standard_normal((2, 6, 6, 3), np.float32)
+    adapter.export(net, x, tmp_path / "g.onnx")
+    theirs = np.asarray(jax.grad(lambda x: net(x)[:, 3].sum())(x))
+    with ox.open(tmp_path / "g.onnx") as explainer:
+        np.testing.assert_allclose(explainer.logits(x), net(x), atol=NOISE)
+        ours = explainer.gradients(x, target=3).gradient
+    np.testing.assert_allclose(ours, theirs, atol=NOISE * np.abs(theirs).max())
+
+
+class Switched(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=True):
+        x = linen.BatchNorm(use_running_average=not train)(linen.Dense(4)(x))
+        return linen.Dense(3)(linen.Dropout(0.5, deterministic=not train)(jnp.tanh(x)))
+
+
+def test_an_argument_for_training_is_false() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 6), np.float32)
+    net = Switched()
+    variables = net.init(jax.random.key(0), x, train=False)
+    found = adapter.original(net, x, params=variables).outputs(x)
+    np.testing.assert_allclose(found, net.apply(variables, x, train=False), atol=NOISE)
+
+
+def test_parameters_and_vectorised_modules_are_taken_as_they_are() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 6), np.float32)
+    dense = linen.Dense(3)
+    variables = dense.init(jax.random.key(0), x)
+    found = adapter.original(dense, x, params=variables["params"]).outputs(x)
+    np.testing.assert_allclose(found, dense.apply(variables, x), atol=NOISE)
+    one = eqx.nn.MLP(6, 3, 5, 1, key=jax.random.key(0))
+    for net in (one, eqx.filter_vmap(one), jax.vmap(one)):
+        np.testing.assert_allclose(adapter.original(net, x).outputs(x), jax.vmap(one)(x), atol=NOISE)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +284,10 @@ def test_jax_is_left_as_it_was(tmp_path: Path, capfd) -> None:
         (lambda: lambda x: (x, x), None, (4,), "returns a tuple"),
         (lambda: lambda x: {"logits": x}, None, (4,), "returns a dict"),
         (lambda: lambda x: x.sum(), None, (4,), r"of shape \[\] for 2 images"),
-        (lambda: lambda x: x.argmax(1), None, (4,), "expected floats"),
+        (lambda: lambda x: x.argmax(1), None, (4,), "expected float32"),
         (lambda: lambda x: x @ np.zeros((7, 2)), None, (4,), "raised TypeError for images of shape"),
+        (lambda: lambda x: x.astype(jnp.bfloat16), None, (4,), "returns bfloat16 .*expected float32"),
+        (lambda: lambda x: x + 1j, None, (4,), "returns complex64 .*expected float32"),
         (lambda: lambda x: 2 * x if x.sum() > 0 else x, None, (4,), "raised TracerBoolConversionError"),
     ],
 )
@@ -228,10 +301,10 @@ def test_what_the_exporter_does_not_know_is_refused(tmp_path: Path) -> None:
     def eigen(x):
         return jnp.linalg.eigvalsh(x @ x.transpose(0, 2, 1))
 
-    def by_position(x):
-        return linen.avg_pool(x, (2, 2), (2, 2)).reshape(len(x), -1)
+    def by_length(x):
+        return jnp.tanh(x).reshape(len(x), -1)
 
-    for net, shape in ((eigen, (2, 4, 4)), (by_position, (2, 4, 4, 3))):
+    for net, shape in ((eigen, (2, 4, 4)), (by_length, (2, 4, 4, 3))):
         with pytest.raises(ExportError, match=r"jax2onnx cannot convert it \(.+\); next: "):
             adapter.export(net, np.ones(shape, np.float32), tmp_path / "g.onnx")
     assert not list(tmp_path.iterdir())

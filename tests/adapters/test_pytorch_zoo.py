@@ -145,8 +145,11 @@ def test_without_a_net_it_is_said(tmp_path: Path, served, monkeypatch) -> None:
     ("source", "said"),
     [
         ("torchvision:resnet5", "no classifier 'resnet5'; did you mean resnet50"),
-        ("torchvision:fasterrcnn_resnet50_fpn", "no classifier"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "no classifier 'fasterrcnn_resnet50_fpn'; next"),
+        ("torchvision:quantized_resnet50", "did you mean wide_resnet50_2, resnet50"),
         ("torchvision:resnet50@IMAGENET", "next: use one of IMAGENET1K_V1, IMAGENET1K_V2"),
+        ("timm:efficientnet_b8", "timm has no classifier .* with weights"),
+        ("timm:resnet18.nobodys", "timm has no classifier .*did you mean resnet18"),
         ("timm:resnet18s.a1_in1k", "timm has no classifier .*did you mean resnet18"),
     ],
 )
@@ -202,3 +205,70 @@ def test_timm_without_a_net(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no config\.json"):
         load(f"timm:{tmp_path / 'empty'}")
+
+
+def said(**entries: object):
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        for key, value in entries.items():
+            config[key] = config[key] | value if isinstance(value, dict) else value
+        path.write_text(json.dumps(config))
+
+    return change
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"conv1.0.weight": Evil()}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (said(num_classes=7), InputError, r"no weights for fc\.bias and 1 others"),
+        (said(model_args={"num_classes": 7}), InputError, r"no weights for fc\.bias and 1 others"),
+        (said(architecture="nobodys"), InputError, "Unknown model"),
+        (said(architecture=3), InputError, "timm:"),
+        (said(pretrained_cfg={"crop_mode": "border"}), InputError, "crop_mode: expected"),
+        (pickled, InputError, "a pickle that holds more than weights"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), InputError, "SafetensorError"),
+        (lambda folder: (folder / "model.safetensors").unlink(), InputError, "No suitable checkpoints"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), InputError, "timm:"),
+    ],
+)
+def test_timm_folders_that_are_not_whole(
+    tmp_path: Path, timm_folder: Path, monkeypatch: pytest.MonkeyPatch, change, kind, message: str
+) -> None:
+    """timm itself would leave what it lacks at random, and say so in its log."""
+    monkeypatch.chdir(tmp_path)
+    change(timm_folder)
+    with pytest.raises(kind, match=message):
+        load(f"timm:{timm_folder}")
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+def test_features_are_no_classes(tmp_path: Path) -> None:
+    """As many of timm's names are, DINOv2's among them."""
+    from timm.models import save_for_hf
+
+    net = timm.create_model("resnet10t", pretrained=False, num_classes=0).eval()
+    save_for_hf(net, tmp_path / "features", safe_serialization=True)
+    with pytest.raises(UsageError, match="makes features, and has no classes"):
+        load(f"timm:{tmp_path / 'features'}")
+
+
+def test_grey_from_timm(tmp_path: Path, photo: Path) -> None:
+    from timm.models import save_for_hf
+
+    net = timm.create_model("resnet10t", pretrained=False, num_classes=4, in_chans=1).eval()
+    save_for_hf(net, tmp_path / "grey", model_config={"num_classes": 4}, safe_serialization=True)
+    made = load(f"timm:{tmp_path / 'grey'}")
+    assert made.image_shape == (1, 176, 176)
+    spec = made.preprocess
+    assert spec is not None
+    assert spec.image_mode == "L"
+    config = timm.data.resolve_model_data_config(load_module(f"timm:{tmp_path / 'grey'}"))
+    with Image.open(photo) as image:
+        theirs = timm.data.create_transform(**config, is_training=False)(image.convert("L")).numpy()
+    np.testing.assert_allclose(normalise(to_input(load_image(photo, spec), channels=1), spec), theirs, atol=1e-5)

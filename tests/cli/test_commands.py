@@ -25,7 +25,8 @@ from onnxplain.engine.explanation import Explanation
 from onnxplain.models.preprocess import PreprocessSpec, load_image, to_input
 
 COLUMNS = [
-    "image", "method", "target", "label", "probability", "logit", "value", "completeness_gap", "heatmap", "overlay",
+    "image", "method", "target", "label", "probability", "logit", "value", "completeness_gap",
+    "on", "precision", "threads", "heatmap", "overlay",
 ]  # fmt: skip
 
 
@@ -301,6 +302,23 @@ def test_verify_fails_for_another_classifier(place):
     complain(run("verify", place.root / "g.onnx", "--classifier", path), 1, "differ from its own", "other.onnx")
 
 
+def test_verify_says_where_and_how_precisely(place):
+    """Finite differences in fp16 would show its rounding only, so that a right gradient failed."""
+    shown = run("verify", place.model, "--precision", "fp16")
+    assert shown.exit_code == 0, shown.output
+    assert f"{place.model}: passed on cpu in fp16" in shown.stdout
+    assert "4 random images (compared in fp32 on cpu)" in shown.stdout
+    assert "gradient in fp32: the derivative of the logits" in shown.stdout
+    assert "gradient in fp16: that of fp32 but for rounding" in shown.stdout
+    found = json.loads(run("verify", place.model, "--precision", "fp16", "--format", "json").stdout)
+    assert (found["on"], found["precision"], found["rounding"]["verdict"]) == ("cpu", "fp16", "passed")
+    shown = run("verify", place.model).stdout
+    assert f"{place.model}: passed on cpu in fp32" in shown
+    assert "compared in" not in shown
+    found = json.loads(run("verify", place.model, "--format", "json").stdout)
+    assert (found["on"], found["precision"], found["rounding"]) == ("cpu", "fp32", None)
+
+
 # a gradient that stops
 
 
@@ -453,7 +471,7 @@ def test_stdout_holds_nothing_but_the_result_whatever_is_said_on_stderr(place, f
     assert result.exit_code == 3
     assert "explaining 4 images" in result.stderr
     assert "bad.jpg" in result.stderr
-    assert "gradient calls" in result.stderr
+    assert re.search(r"[0-9]+ gradient rows in [0-9]+ calls; ", result.stderr)
     if form == "json":
         assert len(json.loads(result.stdout)["rows"]) == 3
     elif form == "jsonl":

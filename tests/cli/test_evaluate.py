@@ -130,9 +130,25 @@ def test_what_is_written(place, recipe):
         ("insertion", True),
         ("deletion", True),
     ]
-    assert json.loads((place.out / "summary.json").read_text()) == document | {"title": "Tiny", "source": "nobody"}
+    about = {"title": "Tiny", "source": "nobody", "runs": [{"on": "cpu", "precision": "fp32", "threads": 0}]}
+    assert json.loads((place.out / "summary.json").read_text()) == document | about
     table = list(csv.DictReader(io.StringIO((place.out / "summary.csv").read_text())))
     assert [float(row["mean"]) for row in table] == [mean["mean"] for mean in means]
+
+
+def test_another_version_of_the_runtime_is_measured_anew(place, recipe, monkeypatch):
+    import onnxruntime
+
+    evaluated(recipe, place)
+    before = lines_of(place.out)
+    evaluated(recipe, place)
+    assert lines_of(place.out) == before
+    monkeypatch.setattr(onnxruntime, "__version__", "9.9.9")
+    evaluated(recipe, place)
+    after = lines_of(place.out)
+    assert len(after) == 2 * len(before)
+    assert {row["key"] for row in after[len(before) :]}.isdisjoint(row["key"] for row in before)
+    assert len(rows_of(place.out)) == len(before)
 
 
 def test_parquet_holds_the_lines(place, recipe):
@@ -392,7 +408,7 @@ def test_what_is_wrong_is_found_before_anything_is_computed(place, recipe, monke
         patch.setitem(sys.modules, "pyarrow.parquet", None)
         refused(recipe, place, 4, 'pip install "onnxplain[results]"')
     refused(recipe, place, 2, "is not there", "--images DIR", more=("--images", place.root / "none"))
-    refused(recipe, place, 1, "none/m.onnx", "--models DIR", more=("--models", place.root / "none"))
+    refused(recipe, place, 2, "none/m.onnx", "--models DIR", more=("--models", place.root / "none"))
     place.add_model("bare-m.onnx", classifier(), spec=None)
     text = recipe.read_text()
     change(recipe, ('path = "m.onnx"', 'path = "bare-m.onnx"'), ('model = "m"', 'model = "bare-m"'))
@@ -410,7 +426,7 @@ def test_what_is_wrong_is_found_before_anything_is_computed(place, recipe, monke
     (place.root / "file").write_bytes(b"")
     complain(run("evaluate", recipe, "-o", place.root / "file"), 1, "cannot be used for results")
     refused("isa-tabel1", place, 2, "did you mean isa-table1?")
-    refused(place.root / "none.toml", place, 1, "cannot read the recipe")
+    refused(place.root / "none.toml", place, 2, "cannot read the recipe")
 
 
 def test_classes_of_another_model_leave_no_image(place, recipe):

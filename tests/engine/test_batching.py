@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import tiny
 import toys
 
 import onnxplain as ox
-from onnxplain.engine.batching import LARGEST, Remembered, fastest, host_memory
+from onnxplain.engine.batching import LARGEST, Remembered, fastest, host_memory, warn_of
 from onnxplain.engine.drive import GRADIENT, LOGITS, Model, Usage, drive
 from onnxplain.engine.executors.function import FunctionExecutor
 from onnxplain.engine.executors.onnxruntime import OnnxRuntimeExecutor
@@ -100,12 +101,31 @@ def test_what_was_found_is_remembered_and_rubbish_is_nothing(tmp_path: Path, spo
     assert known.get({"model": "a"}) == 16
 
 
-def test_nothing_is_remembered_without_a_folder_that_takes_it(tmp_path: Path) -> None:
+def test_nothing_is_remembered_without_a_folder_that_takes_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
-    for folder in (None, tmp_path / "file"):
-        known = Remembered(folder)
-        known.put({"model": "a"}, 32)
-        assert known.get({"model": "a"}) is None
+    warn_of.cache_clear()
+    with caplog.at_level(logging.WARNING, "onnxplain"):
+        for folder in (None, tmp_path / "file", tmp_path / "file"):
+            known = Remembered(folder)
+            known.put({"model": "a"}, 32)
+            assert known.get({"model": "a"}) is None
+    (record,) = caplog.records  # said once
+    assert f"the cache folder {tmp_path / 'file'} cannot be used: " in record.getMessage()
+    assert "next: make it writable" in record.getMessage()
+
+
+def test_the_size_that_was_chosen_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the log, which -v shows, and in every explanation."""
+    for found in ("tried", "remembered"):
+        caplog.clear()
+        with (
+            caplog.at_level(logging.INFO, "onnxplain"),
+            ox.open(tiny.classifier(), preprocess=None, batch_size="auto", cache=tmp_path, threads=1) as explainer,
+        ):
+            (made,) = explainer.explain(np.zeros((1, 3, 8, 8), np.float32), Saliency())
+            size = explainer.batch_size
+        assert made.provenance["batch_size"] == size
+        assert f"batch size for gradient: {size} rows, which is fastest here ({found})" in caplog.text
 
 
 # Memory that runs out

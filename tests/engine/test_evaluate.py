@@ -44,6 +44,7 @@ class Toy:
             "precision": "fp32",
             "provider_options": {},
             "threads": 1,
+            "runtime": {"name": "toy", "version": "1"},
         }
 
     def read(self, photo: str) -> Array:
@@ -137,6 +138,10 @@ def test_a_key_tells_what_a_row_depends_on_and_nothing_else():
     for name in ("model_sha256", "space", "head", "preprocess", "stopped", "on", "precision", "provider_options"):
         subject = Toy()
         subject.provenance[name] = "another"
+        different.append(same.key(subject, one, "ig", "rise"))
+    for name in ("name", "version"):
+        subject = Toy()
+        subject.provenance["runtime"] |= {name: "another"}
         different.append(same.key(subject, one, "ig", "rise"))
     follows = evaluation(follow_label=True)
     changed = Example(**{**vars(one), "label": (one.predicted + 1) % 4})

@@ -30,6 +30,7 @@ class Server:
     cut: list[int] = field(default_factory=list)  # how many bytes each answer breaks off after
     status: list[int] = field(default_factory=list)
     redirect: str | None = None
+    shift: int = 0  # of the part that comes, against that which was asked for
     length: int | None = None
     asked: list[str | None] = field(default_factory=list)
 
@@ -52,11 +53,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             start = 0
             if state.ranges and (wanted := self.headers.get("Range")) and self.headers.get("If-Range") == state.etag:
                 start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            body = state.data[start:]
+            body = state.data[start + state.shift :] if start else state.data
             if start and not body:
                 self.send_error(416)
                 return
             self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start + state.shift}-{len(DATA) - 1}/{len(DATA)}")
             if state.etag:
                 self.send_header("ETag", state.etag)
             self.send_header("Content-Length", str(len(body) if state.length is None else state.length))
@@ -204,3 +207,30 @@ def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         fetch(server.url, folder=tmp_path / "file")
+
+
+def test_a_part_that_is_another_one_is_not_appended(server: Server, tmp_path: Path) -> None:
+    server.cut, server.shift = [200_000], -1000
+    assert fetch(server.url, folder=tmp_path).read_bytes() == DATA
+    assert server.asked == [None, "bytes=196608-", None]
+
+
+def test_a_server_that_never_gives_the_rest(server: Server, tmp_path: Path) -> None:
+    server.cut, server.shift = [200_000] * 99, -1000
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        fetch(server.url, folder=tmp_path)
+    assert len(server.asked) < 9
+
+
+def test_a_server_that_has_nothing_but_parts(server: Server, tmp_path: Path) -> None:
+    server.status = [416] * 9
+    with pytest.raises(DownloadError, match="the server answered 416"):
+        fetch(server.url, folder=tmp_path)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/..", "/a%00b"])
+def test_an_address_without_a_name(server: Server, tmp_path: Path, path: str) -> None:
+    for url in ("https://example.com" + path, "https://[" + path):
+        with pytest.raises(DownloadError, match="ends with the name of a file"):
+            fetch(url, folder=tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -75,6 +75,31 @@ def in_precision(model: Model, precision: str, *, folder: str | os.PathLike[str]
     return converted(model.clone(), precision)
 
 
+def widened(model: onnx.ModelProto, *, folder: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
+    """A model that was written in half precision, computing in float32: with its rounded weights, node by node.
+
+    Raises `InvalidModel` if the model cannot be read.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    with refusing("the model"):
+        ours = from_message(copy, Path(folder or ""), "the model")
+    halves, single = set(HALVES.values()), ir.DataType.FLOAT
+    for node in ours.graph.all_nodes():
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in halves:
+            node.attributes.add(ir.AttrInt64("to", int(single)))
+        for y in node.outputs:
+            if y.dtype in halves:
+                y.type = ir.TensorType(single)
+    for value in ours.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype in halves:
+            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
+            value.type = ir.TensorType(single)
+    ours.metadata_props.pop(PRECISION_KEY, None)
+    return as_message(finish(ours))
+
+
 def precision_of(model: onnx.ModelProto | ir.Model) -> Precision:
     """What a model was made to compute in; float32 where nothing is said."""
     return Precision(properties(model).get(PRECISION_KEY, Precision.FP32))

@@ -20,7 +20,8 @@ import onnx_ir as ir
 
 from onnxplain.adapters.gradient import ml
 from onnxplain.adapters.gradient.facts import SMALL
-from onnxplain.errors import InvalidModel, OnnxplainError
+from onnxplain.engine.arguments import expect
+from onnxplain.errors import InvalidModel, MissingFile, OnnxplainError
 
 ModelLike: TypeAlias = onnx.ModelProto | ir.Model | str | os.PathLike[str]
 Body: TypeAlias = onnx.GraphProto | onnx.FunctionProto
@@ -45,10 +46,16 @@ def read(model: ModelLike) -> ir.Model:
             ours = onnx.ModelProto()
             ours.CopyFrom(model)  # onnx-ir works on the tensors that it is given
             return from_message(ours, Path(), "the model")
+    expect(
+        isinstance(model, str | os.PathLike),
+        *("model", "a path, a ModelProto or an onnx-ir model", model, "save it to a file, or export it first"),
+    )
     path, name = Path(model), str(model)
     with refusing(name):
+        if not path.exists():
+            raise MissingFile(f"{name}: the model does not exist; next: give the path of an .onnx file")
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+            what = "is a folder" if path.is_dir() else "is no file"
             raise InvalidModel(f"{name}: the model {what}; next: give the path of an .onnx file")
         proto = onnx.load(path, load_external_data=False)
         if not proto.graph.output or not proto.graph.input:

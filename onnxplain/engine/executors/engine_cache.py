@@ -25,7 +25,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnxplain.engine.atomic import writable_folder, write_atomically
-from onnxplain.errors import BackendFailed, BackendMissing, OutputError
+from onnxplain.errors import BackendFailed, OutputError, importing
 
 LOG = logging.getLogger(__name__)
 ENGINES = "engines"
@@ -112,10 +112,8 @@ class EngineCache:
     @contextlib.contextmanager
     def _lock(self, facts: Facts) -> Iterator[None]:
         """Held by one process at a time."""
-        try:
+        with importing("filelock", self.extra):
             from filelock import FileLock, Timeout
-        except ImportError as error:
-            raise BackendMissing("filelock", self.extra) from error
         lock = FileLock(self.folder / f"{key_of(facts)}{LOCK}")
         try:
             lock.acquire(timeout=0)

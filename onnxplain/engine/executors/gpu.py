@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.engine.executors.protocol import Array, Closing
-from onnxplain.errors import BackendFailed, BackendMissing, DeviceMissing, OutOfMemory
+from onnxplain.errors import BackendFailed, DeviceMissing, OutOfMemory, importing
 
 # CUDA's own names of errors: what no program can mend, and what a smaller batch may.
 UNFIT = {
@@ -38,10 +38,8 @@ class Gpu:
     """
 
     def __init__(self, number: int, extra: str) -> None:
-        try:
+        with importing("cuda-bindings", extra):
             self.cuda: Any = importlib.import_module("cuda.bindings.runtime")
-        except ImportError as error:
-            raise BackendMissing("cuda-bindings", extra) from error
         self.number = number
         (version,) = self.call("cudaDriverGetVersion")
         (count,) = self.call("cudaGetDeviceCount")

@@ -24,6 +24,7 @@ from onnxplain.errors import (
     FeedMismatch,
     OutOfMemory,
     UsageError,
+    importing,
 )
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,14 @@ LIBRARY = "library"  # the option that is ours: the file of a provider that come
 SHAPES = {"Shape", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Range", "ConstantOfShape", "Cast"}
 # How the runtime, CUDA and cuDNN word it; none of them has an error class of its own for it.
 OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation", "alloc_failed")
+
+
+def imported() -> Any:
+    """The runtime. From 1.29 on its import would begin a file of telemetry in the user's cache folder, and send it."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 class OnnxRuntimeExecutor(Closing):
@@ -63,10 +72,8 @@ class OnnxRuntimeExecutor(Closing):
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
         place = place or Place(CPU)
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise BackendMissing("onnxruntime", CUDA if place.runtime == CUDA else CPU) from error
+        with importing("onnxruntime", CUDA if place.runtime == CUDA else CPU):
+            ort = imported()
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.log_severity_level = 4  # fatal only: what fails is told by our errors
@@ -127,17 +134,13 @@ class OnnxRuntimeExecutor(Closing):
         """None, but where the session makes CUDA graphs: one belongs to the addresses that it was recorded with."""
         if not self._records:
             return None
-        import onnxruntime as ort
-
-        options = ort.RunOptions()
+        options = imported().RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(next(self._graphs)) if kept else "-1")  # -1: no recording
         return options
 
     def buffer(self, spec: TensorSpec, /) -> OrtBuffer:
-        import onnxruntime as ort
-
         try:
-            value = ort.OrtValue.ortvalue_from_shape_and_type(spec.shape, spec.dtype.type, *self._device)
+            value = imported().OrtValue.ortvalue_from_shape_and_type(spec.shape, spec.dtype.type, *self._device)
         except Exception as error:
             raise failed(f"gave no buffer of {spec}", error) from error
         return OrtBuffer(value, spec)

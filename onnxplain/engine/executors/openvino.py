@@ -14,7 +14,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnxplain.engine.executors.protocol import Array, Closing, TensorSpec, check_feeds
-from onnxplain.errors import BackendFailed, BackendMissing, ExecutionError, OutOfMemory, UsageError
+from onnxplain.errors import BackendFailed, ExecutionError, OutOfMemory, UsageError, importing
 
 DEVICE = "CPU"
 # float32 throughout: it would take bfloat16 on processors that have it.
@@ -36,10 +36,8 @@ class OpenVinoExecutor(Closing):
         options: Mapping[str, str] | None = None,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        try:
+        with importing("openvino", "openvino"):
             import openvino as ov
-        except ImportError as error:
-            raise BackendMissing("openvino", "openvino") from error
         if taken := sorted({"INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS"} & set(options or {})):
             raise UsageError(
                 f"provider option {taken[0]}: is set by precision and threads, which results record; next: leave it out"
@@ -47,6 +45,7 @@ class OpenVinoExecutor(Closing):
         proto = onnx.load_from_string(model) if isinstance(model, bytes) else model
         settings: dict[str, Any] = EXACT | ({"INFERENCE_NUM_THREADS": threads} if threads else {}) | dict(options or {})
         core = ov.Core()
+        check_options(core, dict(options or {}))
         try:
             compiled = core.compile_model(read(core, proto, folder), DEVICE, settings)
         except Exception as error:  # its exceptions are RuntimeError, or ov.Exception
@@ -82,6 +81,19 @@ class OpenVinoExecutor(Closing):
         self._request = None
 
 
+def check_options(core: Any, options: Mapping[str, str]) -> None:
+    """Raise `UsageError` for a property that OpenVINO does not know, or not with that value."""
+    known = core.get_property(DEVICE, "SUPPORTED_PROPERTIES")  # which loads the plugin: it would check nothing before
+    for name, value in options.items():
+        try:
+            core.set_property(DEVICE, {name: value})
+        except Exception as error:
+            settable = ", ".join(sorted(each for each, mutable in known.items() if mutable != "RO"))
+            raise UsageError(
+                f"provider option {name}={value}: OpenVINO says: {last_line(error)}; next: use one of {settable}"
+            ) from error
+
+
 def read(core: Any, proto: onnx.ModelProto, folder: str | os.PathLike[str] | None) -> Any:
     """The model as OpenVINO has it. It finds files of weights beside a file of the model only, and follows no links."""
     places = {ExternalDataInfo(tensor).location for tensor in proto.graph.initializer if uses_external_data(tensor)}
@@ -102,8 +114,13 @@ def read(core: Any, proto: onnx.ModelProto, folder: str | os.PathLike[str] | Non
 def failed(what: str, error: Exception) -> BackendFailed:
     """The runtime's error as one of ours."""
     kind = OutOfMemory if "bad_alloc" in str(error) or "memory" in str(error).lower() else BackendFailed
+    return kind(f"openvino {what}: {last_line(error)}")
+
+
+def last_line(error: Exception) -> str:
+    """Of what OpenVINO says, what went wrong; the lines before tell where in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return kind(f"openvino {what}: {lines[-1] if lines else type(error).__name__}")
+    return lines[-1] if lines else type(error).__name__
 
 
 def declared(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache as once
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from onnxplain.engine.executors.place import CPU, OPENVINO, Place
+from onnxplain.engine.arguments import check_running
+from onnxplain.engine.batching import LARGEST
+from onnxplain.engine.executors.nvidia import surely_none
+from onnxplain.engine.executors.place import CPU, NUMBERED, OPENVINO, Place
 from onnxplain.engine.executors.protocol import Executor
-from onnxplain.errors import UsageError
+from onnxplain.errors import BackendMissing, DeviceMissing, UsageError
 
 if TYPE_CHECKING:
     import onnx
+
+
+log = logging.getLogger(__name__)
 
 
 class Precision(StrEnum):
@@ -58,16 +66,25 @@ class Setup:
         threads: int = 0,
         provider_options: Mapping[str, str] | None = None,
         cache: str | os.PathLike[str] | None = "auto",
-        batch_size: int = 8,
+        batch_size: int | Literal["auto"] = 8,
     ) -> Setup:
         """A setup from words, as `open` takes them. Raises `UsageError`."""
+        check_running(
+            on=on,
+            precision=precision,
+            threads=threads,
+            provider_options=provider_options,
+            cache=cache,
+            batch_size=batch_size,
+        )
+        warn_of_threads(int(threads))
         return cls(
             place=Place.parse(on),
-            threads=threads,
+            threads=int(threads),
             precision=Precision.parse(precision),
             options=dict(provider_options or {}),
             cache=cache_folder() if cache == "auto" else None if cache is None else Path(cache),
-            batch_size=batch_size,
+            batch_size=LARGEST if batch_size == "auto" else int(batch_size),
         )
 
     def __post_init__(self) -> None:
@@ -87,6 +104,17 @@ class Setup:
             BackendFailed: the runtime refuses the model.
             OutputError: a cache folder that is needed cannot be written to.
         """
+        try:
+            return self._started(model, folder)
+        except BackendMissing as error:
+            if self.place.runtime in NUMBERED and surely_none():  # then to install it would not help
+                raise DeviceMissing(
+                    f"{self.place}: there is no NVIDIA GPU in this machine; next: use --on cpu, or see what "
+                    "`onnxplain doctor` says of this machine"
+                ) from error
+            raise
+
+    def _started(self, model: onnx.ModelProto | bytes, folder: str | os.PathLike[str] | None) -> Executor:
         match self.place.runtime:
             case "openvino":
                 from onnxplain.engine.executors.openvino import OpenVinoExecutor
@@ -115,6 +143,14 @@ class Setup:
                     options=self.options,
                     folder=folder,
                 )
+
+
+@once
+def warn_of_threads(threads: int) -> None:
+    """Say that there are fewer cores than threads, which then are slower than as many as there are cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or threads
+    if threads > cores:
+        log.warning("%d threads are more than the %d cores that this process may use, and slower", threads, cores)
 
 
 def cache_folder() -> Path:

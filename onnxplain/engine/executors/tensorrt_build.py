@@ -21,7 +21,7 @@ import onnx
 
 from onnxplain.engine.executors.engine_cache import EngineCache
 from onnxplain.engine.executors.place import TENSORRT, TENSORRT_RTX
-from onnxplain.errors import BackendFailed, BackendMissing, DeviceMissing, OutOfMemory, UsageError
+from onnxplain.errors import BackendFailed, BackendMissing, DeviceMissing, OutOfMemory, UsageError, importing
 
 LOG = logging.getLogger(__name__)
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
@@ -46,12 +46,14 @@ class Library:
     def __init__(self, runtime: str) -> None:
         name, majors = MODULES[runtime], MAJORS[runtime]
         try:
-            self.module: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name == name:
-                raise BackendMissing(name, runtime) from error
-            raise broken(name, runtime, error) from error
-        except (ImportError, OSError) as error:
+            with importing(name, runtime):
+                self.module: Any = importlib.import_module(name)
+        except BackendMissing as error:
+            cause = error.__cause__
+            if isinstance(cause, ModuleNotFoundError) and cause.name == name:
+                raise
+            raise broken(name, runtime, cause or error) from cause
+        except OSError as error:
             raise broken(name, runtime, error) from error
         self.runtime = runtime
         self.version: str = self.module.__version__

@@ -15,7 +15,7 @@ from onnxplain.engine.methods.masked import coalition_values
 from onnxplain.engine.methods.method import CLASS_KINDS, Array, Task, require_one_of, require_whole, spread
 from onnxplain.engine.methods.superpixels import EXTRA, Segments, require_segments, subsets, superpixels
 from onnxplain.engine.requests import Attribution, Kind, Program
-from onnxplain.errors import BackendMissing, UsageError
+from onnxplain.errors import UsageError, importing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +100,8 @@ def regress(kept: Array, gains: Array, weights: Array, change: float) -> Array:
 
     The last value is change less the others: gains - z_M change = sum_{s < M} (z_s - z_M) phi_s.
     """
-    try:
+    with importing("scikit-learn", EXTRA):
         from sklearn.linear_model import LinearRegression
-    except ImportError as error:
-        raise BackendMissing("scikit-learn", EXTRA) from error
     if not len(kept):  # one superpixel
         return np.array([change])
     z = kept.astype(np.float64)

@@ -29,7 +29,7 @@ from onnxplain.engine.methods.superpixels import (
     superpixels,
 )
 from onnxplain.engine.requests import Attribution, Kind, Program
-from onnxplain.errors import BackendMissing
+from onnxplain.errors import importing
 
 MOST_SAMPLES = 1_000_000
 MOST_ALPHA = 1e9
@@ -152,10 +152,8 @@ class LIME:
 
     def regress(self, z: Array, y: Array, proximity: Array) -> tuple[Array, float]:
         """The weights (M,) and the intercept of the linear model of values y (n,) of samples z (n, M)."""
-        try:
+        with importing("scikit-learn", EXTRA):
             from sklearn.linear_model import Lasso, LinearRegression, Ridge, lars_path
-        except ImportError as error:
-            raise BackendMissing("scikit-learn", EXTRA) from error
         chosen = np.arange(z.shape[1])
         if self.regression is Regression.RIDGE:
             model = Ridge(alpha=self.alpha)

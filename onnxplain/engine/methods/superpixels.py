@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxplain.engine.methods.masked import picture_shape
 from onnxplain.engine.methods.method import Array, Task, channel_axis, require
-from onnxplain.errors import BackendMissing, UsageError
+from onnxplain.errors import UsageError, importing
 
 EXTRA = "superpixels"  # of the package: scikit-image and scikit-learn
 
@@ -44,10 +44,8 @@ def superpixels(x: Array, segments: Segments | Array, task: Task, who: str) -> A
             )
         return np.unique(segments, return_inverse=True)[1].reshape(picture)
     rgb = as_rgb(x, task, f"{who} with {segments.value} superpixels")
-    try:
+    with importing("scikit-image", EXTRA):
         from skimage.segmentation import quickshift, slic
-    except ImportError as error:
-        raise BackendMissing("scikit-image", EXTRA) from error
     if segments is Segments.QUICKSHIFT:
         cut = quickshift(rgb, kernel_size=4, max_dist=200, ratio=0.2)  # type: ignore[no-untyped-call, unused-ignore]
     else:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.engine.atomic import write_atomically
-from onnxplain.errors import BackendMissing, UsageError
+from onnxplain.errors import UsageError, importing
 
 GAMES = {"insertion_auc": "insertion", "deletion_auc": "deletion"}
 
@@ -29,10 +29,8 @@ def plot_curves(
         BackendMissing: matplotlib is not installed.
         OutputError: the file is there already (without `overwrite`), or cannot be written.
     """
-    try:
+    with importing("matplotlib", "demo"):
         from matplotlib.figure import Figure  # draws with Agg: no display, no state of pyplot
-    except ImportError as error:
-        raise BackendMissing("matplotlib", "demo") from error
     rows = [row for row in rows if "curve" in row and row["metric"] in GAMES]
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
     if not rows:

@@ -126,8 +126,22 @@ def test_nodes_that_are_left_to_the_cpu_are_told(cuda: Any, caplog: Any, left: l
 def test_a_build_for_the_cpu_says_what_to_install() -> None:
     if CUDA in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA built in")
-    with pytest.raises(BackendMissing, match=r'onnxruntime with CUDA .*pip install "onnxplain\[cuda\]"'):
+    with pytest.raises(BackendMissing, match=r"onnxruntime with CUDA .* next: `onnxplain doctor --on cuda` tells"):
         OnnxRuntimeExecutor(MODEL, place=Place("cuda"))
+
+
+def test_no_telemetry_is_written(tmp_path: Path) -> None:
+    """From 1.29 on the import alone makes files in the user's cache folder. A user's own word on it counts."""
+    code = "from onnxplain.engine.executors.onnxruntime import imported; import os; imported(); "
+    code += "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    for given, said in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "true"}, "true")):
+        clean = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=clean | home | given, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == said
+        assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_provider_that_is_not_built_in_is_refused() -> None:

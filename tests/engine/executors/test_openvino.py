@@ -51,6 +51,17 @@ def test_a_gradient_model_is_verified_on_it(tmp_path: Path) -> None:
     assert found.passed
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_right_gradient_in_half_precision_is_not_failed(tmp_path: Path, precision: str) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(tiny.classifier(), path)
+    found = ox.verify(path, on="openvino", precision=precision, preprocess=SPEC)
+    assert (found.on, found.precision) == ("openvino", precision)
+    assert found.gradient.passed
+    assert found.rounding is not None
+    assert found.rounding.failures == ()
+
+
 def test_weights_in_files_are_found_and_no_others(tmp_path: Path) -> None:
     model = tiny.classifier()
     place = tmp_path / "m.onnx"
@@ -71,6 +82,25 @@ def test_weights_in_files_are_found_and_no_others(tmp_path: Path) -> None:
 def test_options_that_would_belie_the_results_are_refused(option: str) -> None:
     with pytest.raises(UsageError, match=f"provider option {option}: is set by precision and threads"):
         Setup.of(on="openvino", provider_options={option: "bf16"}).start(tiny.classifier())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("NOPE", "1", "Unsupported property NOPE"), ("ENABLE_CPU_PINNING", "maybe", "Wrong value maybe")],
+)
+def test_an_option_that_it_does_not_know_is_a_matter_of_usage(
+    option: str, value: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(tiny.classifier(), path)
+    how = ("--preprocess", "none", "--on", "openvino", "--provider-option", f"{option}={value}")
+    tiny.complain(tiny.run("verify", path, *how), 2, f"{option}={value}", said, "ENABLE_CPU_PINNING")
+
+
+def test_an_option_that_it_knows_is_taken(tmp_path: Path) -> None:
+    options = {"CACHE_DIR": str(tmp_path), "ENABLE_CPU_PINNING": "true"}
+    with Setup.of(on="openvino", provider_options=options).start(tiny.classifier()) as executor:
+        assert executor.outputs.keys() == {"logits"}
 
 
 def test_a_model_that_it_does_not_know_is_refused_in_one_line() -> None:

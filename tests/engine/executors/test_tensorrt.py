@@ -467,7 +467,13 @@ def test_classifiers_are_explained_on_it(machine: Machine, tmp_path: Path, caplo
         np.testing.assert_allclose(a.attribution, b.attribution, rtol=1e-4, atol=1e-6)
     assert got[0].provenance["on"] == "tensorrt"
     assert got[0].provenance["versions"]["tensorrt"] == "11.4.0.106"
-    assert got[0].provenance["runtime"] == {"device": "NVIDIA L4", "capability": "8.9", "cuda_driver": "13.0"}
+    assert got[0].provenance["runtime"] == {
+        "name": "tensorrt",
+        "version": "11.4.0.106",
+        "device": "NVIDIA L4",
+        "capability": "8.9",
+        "cuda_driver": "13.0",
+    }
 
 
 def test_memory_is_freed_once(machine: Machine) -> None:
