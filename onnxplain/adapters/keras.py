@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx.parser
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnxplain.adapters.export import Exported, export_original
 from onnxplain.adapters.original import Original, require
@@ -263,11 +264,13 @@ def of_tensorflow(
                     converter.convert.from_function(
                         function, input_signature=signature, opset=OPSET, output_path=str(path)
                     )
+                    captures = function.get_concrete_function().graph.captures
             except Exception as error:
                 raise ExportError(
                     f"{name}: tf2onnx cannot convert it ({last_line(error)}); next: replace what it does not know"
                 ) from error
-        tidy(path, name)
+        constants = {inside.name: value.numpy() for value, inside in captures if value.dtype != tf.resource}
+        tidy(path, name, constants)
         return ()
 
     return Original(
@@ -302,14 +305,22 @@ def last_line(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__)[:200].rstrip(".;: ")
 
 
-def tidy(path: Path, name: str) -> None:
+def tidy(path: Path, name: str, constants: Mapping[str, Array] = MappingProxyType({})) -> None:
     """Write what tf2onnx left of TensorFlow's operators as ONNX, and name batch and output as other exporters do.
+
+    `constants` are the inputs that are none, but values that a function found outside (Keras' Normalization has such).
 
     Raises `ExportError` if there is an operator that ONNX does not have.
     """
     model = onnx.load(path)
     graph = model.graph
     (output,) = graph.output
+    graph.initializer.extend(
+        numpy_helper.from_array(constants[v.name], v.name) for v in graph.input if v.name in constants
+    )
+    inputs = [value for value in graph.input if value.name not in constants]
+    del graph.input[:]
+    graph.input.extend(inputs)
     nodes = [part for node in graph.node for part in in_onnx(node)]
     del graph.node[:]
     graph.node.extend(nodes)

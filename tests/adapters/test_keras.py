@@ -218,6 +218,21 @@ def test_grouped_convolutions_and_celu(tmp_path: Path, x) -> None:
     np.testing.assert_allclose(ours, theirs, atol=NOISE * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_values_that_are_no_variables_are_no_inputs(tmp_path: Path, x, saved: bool) -> None:
+    first = layers.Normalization(mean=(0.1, 0.2, 0.3), variance=(0.5, 0.6, 0.7))
+    model = keras.Sequential([keras.Input((16, 16, 3)), first, net()])
+    if saved:
+        model.export(tmp_path / "m", verbose=False)
+        ox.export(tmp_path / "m", tmp_path / "g.onnx", preprocess=None)
+    else:
+        adapter.export(model, x, tmp_path / "g.onnx")
+    with ox.open(tmp_path / "g.onnx") as explainer:
+        ours = explainer.gradients(x, target=3).gradient
+    theirs = gradient_of(model, x, 3)
+    np.testing.assert_allclose(ours, theirs, atol=NOISE * np.abs(theirs).max())
+
+
 def test_open_sizes_are_those_of_the_example(tmp_path: Path, x) -> None:
     model = keras.Sequential(
         [keras.Input((None, None, 3)), layers.Conv2D(4, 3), layers.GlobalMaxPooling2D(), layers.Dense(3)]
