@@ -15,19 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx.parser
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnxplain.adapters.export import Exported, export_original
 from onnxplain.adapters.original import Original, require
 from onnxplain.adapters.pytorch import first_line
 from onnxplain.adapters.saved_model import require_harmless
 from onnxplain.engine.requests import Array
-from onnxplain.errors import BackendMissing, ExportError, InputError, UsageError
+from onnxplain.errors import BackendMissing, ExportError, InputError, OnnxplainError, UsageError
 from onnxplain.models.preprocess import PreprocessSpec
 
 if TYPE_CHECKING:
@@ -106,9 +107,9 @@ def load(path: str | os.PathLike[str]) -> Original:
 
 
 def reason(error: Exception) -> str:
-    """What Keras has against a file, without the file's configuration, which it repeats."""
+    """What Keras has against a model, without the configuration and the arguments that it repeats."""
     text = str(error).split("Exception encountered: ")[-1]
-    text = re.split(r"Example error message for object .*:\n", text)[-1].strip()
+    text = re.split(r"Example error message for object .*:\n|\x1b\[1m", text)[-1].replace("\x1b[0m", "").strip()
     return (text.splitlines() or [type(error).__name__])[0][:200].rstrip(".;: ")
 
 
@@ -126,6 +127,7 @@ def original(
     if not isinstance(model, keras.Model):
         raise ExportError(f"{name}: expected a keras.Model, got {type(model).__name__}; next: give one")
     shape = image_shape(model, name, example)
+    require_floats(keras, model, name)
     given = None if example is None else np.ascontiguousarray(example, np.float32)
     zeros = np.zeros((2, *shape), np.float32)
     about: dict[str, Any] = {"preprocess": preprocess, "labels": labels, "name": name}
@@ -140,7 +142,14 @@ def original(
 
             made = jax.original(lambda x: model(x, training=False), zeros, **about)
         case _:
-            made = of_tensorflow(lambda x: model(x, training=False), shape, **about)
+            try:
+                made = of_tensorflow(lambda x: model(x, training=False), shape, **about)
+            except OnnxplainError:
+                raise
+            except Exception as error:
+                raise ExportError(
+                    f"{name}: it fails at two images of shape {list(shape)} ({reason(error)}); next: correct it"
+                ) from error
     return replace(made, images=given, framework=framework, layers=layers_of(keras, model))
 
 
@@ -174,6 +183,30 @@ def image_shape(model: keras.Model, name: str, example: Array | None) -> tuple[i
             raise ExportError(f"{name}: its input {shape} leaves sizes open; next: give an example, or build it anew")
         shape = tuple(np.shape(example)[1:])
     return shape
+
+
+def require_floats(keras: Any, model: keras.Model, name: str) -> None:
+    """Raise `ExportError` if a model takes integers, or computes in what ONNX Runtime or a derivative cannot follow."""
+    for image in getattr(model, "inputs", None) or ():
+        if not keras.backend.is_float_dtype(image.dtype):
+            raise ExportError(
+                f"{name}: its input is {image.dtype}, which has no derivative; next: build it with an Input of float32"
+            )
+    for layer in every_layer(model):
+        policy = layer.dtype_policy
+        if policy.compute_dtype in ("bfloat16", "float64") or getattr(policy, "quantization_mode", None):
+            raise ExportError(
+                f"{name}: its layer {layer.name} computes in {policy.name}, expected float32; next: build it with the "
+                "policy float32, and load its weights"
+            )
+
+
+def every_layer(model: keras.Model) -> Iterator[keras.Layer]:
+    """Its layers, and those of the models among them."""
+    for layer in model.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from every_layer(layer)
 
 
 def of_tensorflow(
@@ -227,12 +260,17 @@ def of_tensorflow(
             signature = [tf.TensorSpec((None, *shape), tf.float32, name="input")]
             function = tf.function(lambda input: tf.identity(call(input), name="outputs"), input_signature=signature)
             try:
-                converter.convert.from_function(function, input_signature=signature, opset=OPSET, output_path=str(path))
+                with functions_inlined(tf):
+                    converter.convert.from_function(
+                        function, input_signature=signature, opset=OPSET, output_path=str(path)
+                    )
+                    captures = function.get_concrete_function().graph.captures
             except Exception as error:
                 raise ExportError(
                     f"{name}: tf2onnx cannot convert it ({last_line(error)}); next: replace what it does not know"
                 ) from error
-        tidy(path, name)
+        constants = {inside.name: value.numpy() for value, inside in captures if value.dtype != tf.resource}
+        tidy(path, name, constants)
         return ()
 
     return Original(
@@ -248,20 +286,41 @@ def of_tensorflow(
     )
 
 
+@contextmanager
+def functions_inlined(tf: Any) -> Iterator[None]:
+    """Keras has grouped convolutions compiled, as functions that tf2onnx does not look into; here they are traced."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
 def last_line(error: Exception) -> str:
     """What TensorFlow says of code that it has traced: the reason comes last."""
+    if "\x1b[1m" in str(error):
+        return reason(error)  # of Keras, which ends with the arguments
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:200].rstrip(".;: ")
 
 
-def tidy(path: Path, name: str) -> None:
+def tidy(path: Path, name: str, constants: Mapping[str, Array] = MappingProxyType({})) -> None:
     """Write what tf2onnx left of TensorFlow's operators as ONNX, and name batch and output as other exporters do.
+
+    `constants` are the inputs that are none, but values that a function found outside (Keras' Normalization has such).
 
     Raises `ExportError` if there is an operator that ONNX does not have.
     """
     model = onnx.load(path)
     graph = model.graph
     (output,) = graph.output
+    graph.initializer.extend(
+        numpy_helper.from_array(constants[v.name], v.name) for v in graph.input if v.name in constants
+    )
+    inputs = [value for value in graph.input if value.name not in constants]
+    del graph.input[:]
+    graph.input.extend(inputs)
     nodes = [part for node in graph.node for part in in_onnx(node)]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -279,8 +338,9 @@ def tidy(path: Path, name: str) -> None:
     onnx.save(model, path)
 
 
-# What tf2onnx leaves as it is in TensorFlow and TFLite, in terms of ONNX; Keras' gelu is made of erfc.
+# What tf2onnx leaves as it is in TensorFlow and TFLite, in terms of ONNX; Keras has erfc in gelu, and expm1 in celu.
 ERFC = "erfc (float x) => (float y) { one = Constant <value = float {1}> () e = Erf (x) y = Sub (one, e) }"
+EXPM1 = "expm1 (float x) => (float y) { one = Constant <value = float {1}> () e = Exp (x) y = Sub (e, one) }"
 GELU = """gelu (float x) => (float y) {
     half = Constant <value = float {0.5}> ()
     one = Constant <value = float {1}> ()
@@ -314,6 +374,8 @@ def in_onnx(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     match node.op_type:
         case "Erfc":
             return written_out(node, ERFC)
+        case "Expm1":
+            return written_out(node, EXPM1)
         case "TFL_GELU":
             return written_out(node, GELU_BY_TANH if attributes.get("approximate") else GELU)
         case "Resize" if attributes["coordinate_transformation_mode"] == b"tf_half_pixel_for_nn":

@@ -146,6 +146,18 @@ def two_inputs():
     return keras.Model(images, layers.Dense(2)(layers.Concatenate()(images)))
 
 
+def quantised():
+    model = net()
+    model.quantize("int8")
+    return model
+
+
+def halved():
+    """A model whose inner model computes in bfloat16."""
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(2, dtype="mixed_bfloat16", name="last")])
+    return keras.Sequential([keras.Input((4,)), inner, layers.Dense(3)])
+
+
 class Unbuilt(keras.Model):
     def call(self, x):
         return x
@@ -160,12 +172,65 @@ class Unbuilt(keras.Model):
         (lambda: keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 3)]), "leaves sizes open"),
         (lambda: keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(2, 3)]), r"array of shape \[2, 6, 6, 2\]"),
         (lambda: 7, "got int"),
+        (lambda: keras.Sequential([keras.Input((8,), dtype="uint8"), layers.Dense(2)]), "its input is uint8"),
+        (halved, "its layer last computes in mixed_bfloat16"),
+        (quantised, "its layer head computes in int8_from_float32"),
+        (
+            lambda: keras.Sequential(
+                [keras.Input((4, 8), batch_size=4), layers.LSTM(4, stateful=True, name="memory")], name="mine"
+            ),
+            r"mine: it fails at two images of shape \[4, 8\] \(If an RNN is stateful, the batch size",
+        ),
     ],
 )
 def test_what_is_no_classifier_is_refused(tmp_path: Path, model, said: str) -> None:
     with pytest.raises(ExportError, match=said):
         adapter.export(model(), None, tmp_path / "g.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class Peeking(keras.Model):
+    """Does in Python what TensorFlow would have to do."""
+
+    def call(self, x):
+        return x * float(keras.ops.convert_to_numpy(keras.ops.sum(x)))
+
+
+def test_what_keras_says_of_code_that_cannot_be_traced_is_passed_on(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"tf2onnx cannot convert it \(Cannot convert a symbolic tf.Tensor"):
+        adapter.export(Peeking(), np.ones((4, 5), np.float32), tmp_path / "g.onnx")
+
+
+def test_grouped_convolutions_and_celu(tmp_path: Path, x) -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            layers.Conv2D(6, 3, groups=3, activation="celu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(5),
+        ]
+    )
+    adapter.export(model, x, tmp_path / "g.onnx")
+    with ox.open(tmp_path / "g.onnx") as explainer:
+        ours = explainer.gradients(x, target=3).gradient
+    assert not tf.config.functions_run_eagerly()
+    theirs = gradient_of(model, x, 3)
+    np.testing.assert_allclose(ours, theirs, atol=NOISE * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_values_that_are_no_variables_are_no_inputs(tmp_path: Path, x, saved: bool) -> None:
+    first = layers.Normalization(mean=(0.1, 0.2, 0.3), variance=(0.5, 0.6, 0.7))
+    model = keras.Sequential([keras.Input((16, 16, 3)), first, net()])
+    if saved:
+        model.export(tmp_path / "m", verbose=False)
+        ox.export(tmp_path / "m", tmp_path / "g.onnx", preprocess=None)
+    else:
+        adapter.export(model, x, tmp_path / "g.onnx")
+    with ox.open(tmp_path / "g.onnx") as explainer:
+        ours = explainer.gradients(x, target=3).gradient
+    theirs = gradient_of(model, x, 3)
+    np.testing.assert_allclose(ours, theirs, atol=NOISE * np.abs(theirs).max())
 
 
 def test_open_sizes_are_those_of_the_example(tmp_path: Path, x) -> None:
