@@ -177,7 +177,7 @@ def compare_gradients(
             f"{original.name}: the gradient that was made of it is not that of {original.framework}: cosine "
             f"{cosine:.6f}, expected {COSINE_ABOVE} or more, and {length:.4g} times as long; next: look for a "
             "derivative that is not that of its operators (stop_gradient, detach, a rule of its own), which ONNX "
-            "cannot hold; if there is none, report this with the model: it is a bug of onnxplain"
+            "cannot hold; if there is none, `onnxplain verify` tells of an export with --no-verify which side is wrong"
         )
     return float(differences), cosine
 
