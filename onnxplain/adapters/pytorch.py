@@ -14,6 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from inspect import Parameter, signature
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,26 +104,35 @@ def original(
     with quietly():
         net: Any = model if program is None else program.module()
     require_ready(net, name, evaluation=program is None)
-    example = np.ascontiguousarray(example, np.float32)
+    example = as_example(example, name)
     run = runner(net, name)
-    run(torch.from_numpy(example))  # raises if this is no classifier
 
     def outputs(images: Array) -> Array:
         with torch.no_grad():
-            return np.asarray(run(torch.from_numpy(images)).numpy())
+            return np.asarray(run(torch.tensor(images)).numpy())  # a copy, for it may work in place
 
     def gradients(images: Array, weights: Array) -> Array:
-        x = torch.from_numpy(images).clone().requires_grad_()
-        y = run(x)
-        if not y.requires_grad:
-            raise ExportError(f"{name}: its outputs have no gradient in PyTorch; next: look for detach() or no_grad()")
-        (gradient,) = torch.autograd.grad((y * torch.from_numpy(weights)).sum(), x)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller's mode is
+            x = torch.tensor(images, requires_grad=True)
+            y = run(x.clone())  # which may be worked on in place, as a leaf may not
+            if not y.requires_grad:
+                raise without_gradient(name, "look for detach() or no_grad()")
+            try:
+                (gradient,) = torch.autograd.grad((y * torch.tensor(weights)).sum(), x, allow_unused=True)
+            except Exception as error:
+                raise without_gradient(
+                    name, f"look at what raised {type(error).__name__}: {first_line(error)}"
+                ) from error
+        if gradient is None:
+            raise without_gradient(name, "look for what leaves its input out")
         return np.asarray(gradient.numpy())
 
     def layers(images: Array) -> Iterator[tuple[str, Array]]:
         inner = layers_of_program if program is not None else layers_of_module
-        with torch.no_grad():
-            yield from inner(net, torch.from_numpy(images))
+        with torch.no_grad(), without_fast_path():
+            yield from inner(net, torch.tensor(images))
+
+    require_repeatable(outputs, example, name)
 
     return Original(
         name=name,
@@ -136,6 +146,35 @@ def original(
         preprocess=preprocess,
         labels=labels,
     )
+
+
+def as_example(example: Array, name: str) -> Array:
+    """Images as float32, (N, ...). Raises `UsageError` for what would have to be guessed."""
+    import torch
+
+    images = np.asarray(example.detach().cpu() if isinstance(example, torch.Tensor) else example)
+    if images.dtype.kind != "f" or images.ndim < 2 or not len(images):
+        raise UsageError(
+            f"{name}: expected a batch of images as it takes them, float32 (N, C, H, W), got "
+            f"{images.dtype.name}{list(images.shape)}; next: prepare them as for the classifier itself"
+        )
+    return np.ascontiguousarray(images, np.float32)
+
+
+def require_repeatable(outputs: Callable[[Array], Array], example: Array, name: str) -> None:
+    """Raise `ExportError` unless this is a classifier, of one image too, that says the same of an image again."""
+    once, again = outputs(example), outputs(example)
+    outputs(example[:1])
+    if not np.allclose(once, again, rtol=ROUNDING, atol=ROUNDING * float(np.abs(once).max()), equal_nan=True):
+        raise ExportError(
+            f"{name}: it gives other outputs for the same images each time; next: look for what is random in "
+            "evaluation mode too, such as functional.dropout(x) without training=self.training, or for a state that it "
+            "changes"
+        )
+
+
+def without_gradient(name: str, hint: str) -> ExportError:
+    return ExportError(f"{name}: its outputs have no gradient in PyTorch; next: {hint}")
 
 
 def require_ready(net: Any, name: str, *, evaluation: bool) -> None:
@@ -166,6 +205,8 @@ def runner(net: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
     """The module as a function to outputs (N, K); it raises `ExportError` where there is something else."""
     import torch
 
+    floats = (torch.float32, torch.float64)
+
     def run(x: Tensor) -> Tensor:
         try:
             y = net(x)
@@ -179,10 +220,12 @@ def runner(net: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
                 f"{name}: it returns {described(y)}, expected one tensor of logits (N, K); "
                 "next: wrap it in a module whose forward returns the logits"
             )
-        if y.ndim < 2 or len(y) != len(x) or any(size != 1 for size in y.shape[2:]) or not y.is_floating_point():
+        shape, images = list(y.shape), f"{len(x)} image{'s' * (len(x) != 1)}"
+        if y.ndim < 2 or len(y) != len(x) or any(size != 1 for size in shape[2:]) or y.dtype not in floats:
+            squeezed = shape != [1] and len(x) == 1 and y.ndim == 1
             raise ExportError(
-                f"{name}: it returns {y.dtype} of shape {list(y.shape)} for {len(x)} images, expected floats (N, K); "
-                "next: give a classifier"
+                f"{name}: it returns {y.dtype} of shape {shape} for {images}, expected float32 (N, K); next: "
+                + ("look for squeeze(), which drops a batch of 1" if squeezed else "return logits or probabilities")
             )
         return y.flatten(1)
 
@@ -203,38 +246,59 @@ def write(
     """Write a module or a program as ONNX, by the exporter that gives a file which is right at other batches too."""
     import torch
 
-    x = torch.from_numpy(np.resize(example, (2, *example.shape[1:])))  # one image would be taken for a constant
+    rows = np.resize(example, (2, *example.shape[1:]))  # one image would be taken for a constant
     reasons = []
-    exporters: list[Callable[..., None]] = [captured, *([traced] if isinstance(model, torch.nn.Module) else [])]
-    for exporter in exporters:
+    module = isinstance(model, torch.nn.Module)
+    for exporter in (captured, compiled, traced) if module else (captured,):
         try:
-            with quietly(), without_fast_path():
-                exporter(model, x, path)
-            require_free_batch(path, example, outputs)
+            with TemporaryDirectory(dir=path.parent) as folder:
+                file = Path(folder, path.name)
+                with quietly(), without_fast_path():
+                    exporter(model, torch.tensor(rows), file)
+                require_free_batch(file, example, outputs)
+                for part in file.parent.iterdir():  # weights may lie beside it
+                    part.replace(path.parent / part.name)
         except Exception as error:
             reasons.append(f"{said[exporter]} failed: {first_line(error)}")
-            for file in path.parent.iterdir():
-                file.unlink()
         else:
-            return [f"exported by {said[exporter]}, since {reason}" for reason in reasons]
+            return [f"exported by {said[exporter]}, since {'; '.join(reasons)}"] if reasons else []
     raise ExportError(
-        f"{name}: PyTorch cannot export it: {'; '.join(reasons)}; "
-        "next: what depends on values of the image, or on Python outside of tensors, has to be written with torch.where"
+        f"{name}: PyTorch cannot export it: {'; '.join(reasons)}; next: "
+        + (
+            "write what depends on values of the image with torch.where, and take the batch from x.shape[0], not len(x)"
+            if module
+            else "export the program with dynamic_shapes=({0: torch.export.Dim('N', min=1)},), or give its module"
+        )
     )
 
 
-def captured(model: nn.Module | ExportedProgram, x: Tensor, path: Path) -> None:
-    """By torch.export, which sees the program."""
+def captured(model: Any, x: Tensor, path: Path) -> None:
+    """By torch.export, which runs the module on values without numbers."""
     import torch
 
-    free: Any = {0: torch.export.Dim("N", min=1)}
-    if isinstance(model, torch.export.ExportedProgram):
-        shapes = None
-    elif next(iter(signature(model.forward).parameters.values())).kind is Parameter.VAR_POSITIONAL:
-        shapes = ((free,),)
-    else:
-        shapes = (free,)
-    args = (x,) if shapes else ()
+    program = isinstance(model, torch.export.ExportedProgram)
+    save(model, path, () if program else (x,), None if program else free_batch(model))
+
+
+def compiled(model: Any, x: Tensor, path: Path) -> None:
+    """By torch.export, which reads the module's Python: it keeps the batch free in len(x) and int(x.shape[0]) too."""
+    import torch
+
+    save(torch.export.export(model, (x,), dynamic_shapes=free_batch(model), strict=True), path, (), None)
+
+
+def free_batch(model: nn.Module) -> Any:
+    """The `dynamic_shapes` of images (N, ...)."""
+    import torch
+
+    free = {0: torch.export.Dim("N", min=1)}
+    given = next(iter(signature(model.forward).parameters.values()))
+    return ((free,),) if given.kind is Parameter.VAR_POSITIONAL else (free,)
+
+
+def save(model: nn.Module | ExportedProgram, path: Path, args: tuple[Tensor, ...], shapes: Any) -> None:
+    import torch
+
     made = torch.onnx.export(
         model,
         args,
@@ -249,7 +313,7 @@ def captured(model: nn.Module | ExportedProgram, x: Tensor, path: Path) -> None:
     made.save(str(path), external_data=weights > MESSAGE)
 
 
-def traced(model: nn.Module, x: Tensor, path: Path) -> None:
+def traced(model: Any, x: Tensor, path: Path) -> None:
     """By running it once, which sees what the example makes it do. Where that may not be all, it is no export."""
     import torch
 
@@ -258,7 +322,11 @@ def traced(model: nn.Module, x: Tensor, path: Path) -> None:
     torch.onnx.export(model, (x,), str(path), dynamo=False, dynamic_axes=axes, opset_version=OPSET, **NAMES)  # type: ignore[arg-type]
 
 
-said: dict[Callable[..., None], str] = {captured: "torch.export", traced: "tracing"}
+said: dict[Callable[..., None], str] = {
+    captured: "torch.export",
+    compiled: "torch.export(strict=True)",
+    traced: "tracing",
+}
 
 
 def require_free_batch(path: Path, example: Array, outputs: Callable[[Array], Array]) -> None:
@@ -318,7 +386,7 @@ def layers_of_module(net: nn.Module, x: Tensor) -> Iterator[tuple[str, Array]]:
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:  # noqa: ARG001 (PyTorch's signature)
-            if isinstance(output, torch.Tensor) and output.is_floating_point():
+            if isinstance(output, torch.Tensor) and output.is_floating_point() and output.ndim:
                 found.append((name, output.detach().clone().numpy()))  # the next one may work in place
 
         return hook

@@ -199,6 +199,86 @@ def test_exporting_is_silent_and_leaves_the_module_as_it_was(tmp_path: Path, x, 
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
+def test_a_module_that_works_in_place_changes_no_images(tmp_path: Path, x) -> None:
+    class Subtracting(Returning):
+        def forward(self, x):
+            return super().forward(x.sub_(0.5))
+
+    before = x.copy()
+    for net in (made(lambda: Subtracting(lambda y: y)), nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()).eval()):
+        assert pytorch.export(net, x, tmp_path / "g.onnx", overwrite=True).agreement is not None
+        list(pytorch.original(net, x).layers(x))
+        np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_in_whatever_mode_the_caller_is(x, mode) -> None:
+    net = made(convolutional)
+    weights = np.eye(10, dtype=np.float32)[[3] * len(x)]
+    with mode():
+        found = pytorch.original(net, x).gradients(x, weights)
+    np.testing.assert_array_equal(found, autograd(net, x, 3))
+
+
+@pytest.mark.parametrize("batch", [len, lambda x: int(x.shape[0])], ids=["len", "int"])
+def test_a_batch_that_goes_through_python_stays_free(tmp_path: Path, x, batch) -> None:
+    class Reshaping(Returning):
+        def forward(self, x):
+            return super().forward(x.reshape(batch(x), 3, 256))
+
+    net = made(lambda: Reshaping(lambda y: y.sigmoid()))
+    done = pytorch.export(net, x, tmp_path / "g.onnx", classifier=tmp_path / "c.onnx")
+    assert done.notes[0] == "exported by torch.export(strict=True), since torch.export failed: its batch is fixed at 2"
+    with OnnxRuntimeExecutor((tmp_path / "c.onnx").read_bytes()) as executor:
+        for rows in (1, 2, 5):
+            (found,) = executor({"input": x[:rows]}).values()
+            np.testing.assert_allclose(found, net(torch.from_numpy(x[:rows])).detach(), atol=NOISE)
+
+
+def test_writing_leaves_other_files_alone(tmp_path: Path, x) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ExportError, match="cannot export it"):
+        pytorch.original(made(Branching), x).write(tmp_path / "c.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+class Failing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise RuntimeError("no way back")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Failing.apply, "no gradient in PyTorch; next: look at what raised RuntimeError: no way back"),
+        (lambda y: torch.ones_like(y).requires_grad_(), "next: look for what leaves its input out"),
+    ],
+)
+def test_where_pytorch_has_no_gradient(x, make, said: str) -> None:
+    with pytest.raises(ExportError, match=said):
+        pytorch.original(Returning(make).eval(), x).gradients(x, np.ones((len(x), 10), np.float32))
+
+
+@pytest.mark.parametrize(
+    "example",
+    [np.zeros((2, 3, 16, 16), np.uint8), np.zeros((0, 3, 16, 16), np.float32), np.zeros(768, np.float32)],
+    ids=["integers", "none", "one without its batch"],
+)
+def test_what_is_no_example_is_refused(example) -> None:
+    with pytest.raises(UsageError, match="expected a batch of images as it takes them"):
+        pytorch.original(made(convolutional), example)
+
+
+def test_an_example_may_be_a_tensor(x) -> None:
+    found = pytorch.original(made(convolutional), torch.from_numpy(x).requires_grad_())
+    np.testing.assert_array_equal(found.images, x)
+
+
 def test_layers_are_named_as_they_run(x) -> None:
     net = made(convolutional)
     found = list(pytorch.original(net, x).layers(x))
@@ -244,6 +324,9 @@ def lazy() -> nn.Module:
         (lambda: nn.Conv2d(3, 8, 3).eval(), r"shape \[2, 8, 14, 14\]"),
         (lambda: nn.Linear(7, 10).eval(), r"raised RuntimeError for images of shape \[2, 3, 16, 16\]: mat1 and mat2"),
         (lambda: Returning(lambda y: y.detach()).eval(), "no gradient in PyTorch"),
+        (lambda: Returning(lambda y: y.squeeze()).eval(), r"shape \[10\] for 1 image, .*next: look for squeeze"),
+        (lambda: Returning(lambda y: y.bfloat16()).eval(), r"torch\.bfloat16 of shape \[2, 10\]"),
+        (lambda: Returning(nn.functional.dropout).eval(), "other outputs for the same images each time"),
         (lambda: "resnet", "got str"),
     ],
 )
