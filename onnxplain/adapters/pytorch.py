@@ -145,6 +145,7 @@ def original(
         images=example,
         preprocess=preprocess,
         labels=labels,
+        provenance={"exporter": f"torch.onnx {torch.__version__}"},
     )
 
 

@@ -165,6 +165,12 @@ def text(found: Comparison, *, images: bool) -> str:
     ]
     parts = [as_text(gradients, GRADIENTS), as_text(methods, METHODS)]
     if images:
+        rows = [
+            {"image": at.image, "side": one.side, "logits": f"{at.logits:.1e}", "gradient": f"{at.gradient:.1e}",
+             "cosine": f"{at.cosine:.7f}"}
+            for one in found.gradients for at in one.images
+        ]  # fmt: skip
+        parts.append(as_text(rows, {"image": "image"} | {name: GRADIENTS[name] for name in rows[0] if name != "image"}))
         parts.append(as_text([asdict(one) for one in found.images], IMAGES))
     return "\n\n".join([*parts, f"{found.model} on {found.on}: {'passed' if found.passed else 'failed'}"])
 

@@ -14,6 +14,13 @@ the mean.
 from __future__ import annotations
 
 from onnxplain.comparison.compare import compare
-from onnxplain.comparison.results import Comparison, Gradients, ImageAgreement, MethodAgreement, Thresholds
+from onnxplain.comparison.results import (
+    Comparison,
+    Gradients,
+    ImageAgreement,
+    ImageGradients,
+    MethodAgreement,
+    Thresholds,
+)
 
-__all__ = ["Comparison", "Gradients", "ImageAgreement", "MethodAgreement", "Thresholds", "compare"]
+__all__ = ["Comparison", "Gradients", "ImageAgreement", "ImageGradients", "MethodAgreement", "Thresholds", "compare"]

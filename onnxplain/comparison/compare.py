@@ -15,7 +15,14 @@ import numpy as np
 from onnxplain.adapters.agreement import cosine_of
 from onnxplain.comparison.agreement import rank_correlation, relative, top_overlap
 from onnxplain.comparison.recorded import Record, recorded
-from onnxplain.comparison.results import Comparison, Gradients, ImageAgreement, MethodAgreement, Thresholds
+from onnxplain.comparison.results import (
+    Comparison,
+    Gradients,
+    ImageAgreement,
+    ImageGradients,
+    MethodAgreement,
+    Thresholds,
+)
 from onnxplain.comparison.sides import CaptumSide, RuntimeSide, Side, TorchSide, matched
 from onnxplain.comparison.spent import Spent, spent
 from onnxplain.engine.drive import in_order
@@ -166,7 +173,8 @@ class Work:
         logits = self.explainer.logits(self.x)
         classes = logits.argmax(1)
         ours, theirs = self.explainer.gradients(self.x, classes).gradient, side.gradients(self.x, classes, Kind.LOGIT)
-        off = relative(logits, side.logits(self.x))
+        their_logits = side.logits(self.x)
+        off = relative(logits, their_logits)
         cosines = list(map(cosine_of, ours, theirs))
         return Gradients(
             side=side.name,
@@ -175,6 +183,12 @@ class Work:
             cosine=median(cosines),
             cosine_least=min(cosines),
             passed=off <= self.thresholds.logits and self.thresholds.met(cosines),
+            images=[
+                ImageGradients(image=name, logits=relative(z, their_z), gradient=relative(g, their_g), cosine=cosine)
+                for name, z, their_z, g, their_g, cosine in zip(
+                    self.images, logits, their_logits, ours, theirs, cosines, strict=True
+                )
+            ],
         )
 
     def scored(self, attributions: Sequence[Array]) -> list[Played]:

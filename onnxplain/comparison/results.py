@@ -26,8 +26,18 @@ class Thresholds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageGradients:
+    """Logits and the gradient of the predicted class at one image; differences as in `Gradients`."""
+
+    image: str
+    logits: float
+    gradient: float
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gradients:
-    """Logits and gradients of the explained classes at the images."""
+    """Logits and gradients of the predicted classes at the images."""
 
     side: str
     logits: float  # the largest difference over the largest logit
@@ -35,6 +45,7 @@ class Gradients:
     cosine: float  # the median
     cosine_least: float
     passed: bool
+    images: list[ImageGradients]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,6 +121,20 @@ def test_another_classifier_fails_by_its_logits(place: Path, module) -> None:
     assert found.gradients[0].logits > 1e-3
 
 
+def test_over_twenty_images_the_mean_score_is_judged(place: Path, tmp_path: Path) -> None:
+    for seed in range(20):
+        coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
+        Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(tmp_path / f"{seed}.png")
+    walks = [method for method in METHODS if method.id in ("isa", "credible", "agi", "big")]
+    found = compare(place / "g.onnx", net(), sorted(tmp_path.iterdir()), walks, threads=1, step=32)
+    for one in found.methods:
+        assert one.verdict, one.why
+        assert any("mean insertion AUC over 20 images differs by" in why for why in one.why)
+        assert abs(one.insertion - one.insertion_theirs) <= 0.01
+    assert len(found.gradients[0].images) == 20
+    assert max(at.logits for at in found.gradients[0].images) < 1e-5
+
+
 class Flawed(torch.autograd.Function):
     """The identity, with a gradient that is wrong in a corner."""
 
