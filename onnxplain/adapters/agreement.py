@@ -91,7 +91,12 @@ def random_images(original: Original) -> Array:
 
 
 def require_independence(original: Original, images: Array, outputs: Array) -> None:
-    """Raise `ExportError` if what the original makes of an image depends on the others that go with it."""
+    """Raise `ExportError` if what the original makes of an image depends on the others with it, or is no number."""
+    if not np.isfinite(outputs).all():
+        raise ExportError(
+            f"{original.name}: what it says of these images in {original.framework} itself is not finite; next: give "
+            "images as it takes them, or look for a division by zero"
+        )
     difference = float(np.abs(original.outputs(images[:1]) - outputs[:1]).max())
     if not difference <= OUTPUTS_WITHIN * max(1.0, float(np.abs(outputs).max())):
         raise ExportError(

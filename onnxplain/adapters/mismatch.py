@@ -69,7 +69,8 @@ def by_size(values: Mapping[str, Array]) -> Mapping[int, list[Array]]:
 def has(values: Mapping[int, list[Array]], output: Array) -> bool:
     """Whether one of the values is this output, perhaps with its channels elsewhere."""
     near = SAME * float(np.abs(output).max(initial=0))
-    turned = [np.ravel(form) for form in (output, np.moveaxis(output, 1, -1), np.moveaxis(output, -1, 1))]
+    forms = (output, np.moveaxis(output, 1, -1), np.moveaxis(output, -1, 1)) if output.ndim > 2 else (output,)
+    turned = [np.ravel(form) for form in forms]
     return any(
         np.abs(value.ravel() - form).max(initial=0) <= near for value in values.get(output.size, ()) for form in turned
     )

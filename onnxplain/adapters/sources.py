@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -170,7 +171,8 @@ def load_factory(name: str, *, trust_code: bool) -> object:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(where)
+        with redirect_stdout(sys.stderr):  # stdout is for results
+            found: Any = importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name and (where == error.name or where.startswith(f"{error.name}.")):
             raise UsageError(
@@ -189,7 +191,8 @@ def load_factory(name: str, *, trust_code: bool) -> object:
     if not (inspect.isroutine(found) or inspect.isclass(found)):
         return found
     try:
-        return found()
+        with redirect_stdout(sys.stderr):
+            return found()
     except Exception as error:
         raise failed(name, error) from error
 

@@ -154,6 +154,8 @@ def test_a_layer_that_is_merged_into_the_next_one_is_not_blamed(tmp_path: Path) 
     assert first_difference(tmp_path / "c.onnx", x, merged) is None
     turned = [(name, np.moveaxis(y, 1, -1)) for name, y in layers]
     assert first_difference(tmp_path / "c.onnx", x, turned) is None
+    with_scales = [("scale", np.float32(3)), ("scales", np.ones(3, np.float32)), *layers]
+    assert first_difference(tmp_path / "c.onnx", x, with_scales) == "scale"
     wrong = [*layers[:2], ("wrong", layers[2][1] * 7), ("wrong too", layers[3][1] * 7)]
     assert first_difference(tmp_path / "c.onnx", x, wrong) == "wrong"
 
@@ -171,6 +173,12 @@ def test_probabilities_that_are_saturated_have_no_gradient_to_compare(tmp_path: 
     done = export_original(original(Net(second=400, ends=True)), tmp_path / "g.onnx")
     assert done.agreement is not None
     assert done.agreement.cosine is None
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="NumPy 2 itself is not finite"):
+        export_original(original(Net(second=np.nan)), tmp_path / "g.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_labels_have_to_be_as_many_as_classes(tmp_path: Path) -> None:

@@ -211,6 +211,12 @@ def test_a_module_that_works_in_place_changes_no_images(tmp_path: Path, x) -> No
         np.testing.assert_array_equal(x, before)
 
 
+def test_an_operator_that_no_exporter_knows_is_told_once(tmp_path: Path, x, capfd) -> None:
+    with pytest.raises(ExportError, match=r"tracing failed: Exporting the operator 'aten::special_i1e'"):
+        pytorch.export(made(lambda: Returning(torch.special.i1e)), x, tmp_path / "g.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_gradients_in_whatever_mode_the_caller_is(x, mode) -> None:
     net = made(convolutional)

@@ -20,7 +20,8 @@ class Thing: ...
 thing = Thing()
 nested = Thing()
 nested.inner = thing
-def make(): global made; made += 1; return np.array(7)
+print("loading")
+def make(): global made; made += 1; print("made"); return np.array(7)
 def broken(): raise ValueError("no weights here")
 def wants(path): ...
 """
@@ -44,8 +45,9 @@ def test_code_does_not_run_unless_it_is_trusted(here: Path) -> None:
     assert "usersnets" not in sys.modules
 
 
-def test_a_factory_is_called_and_an_object_is_taken(here: Path) -> None:
+def test_a_factory_is_called_and_an_object_is_taken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert load_factory("usersnets:make", trust_code=True) == 7
+    assert capsys.readouterr() == ("", "loading\nmade\n")  # stdout is for results
     assert sys.modules["usersnets"].made == 1
     assert load_factory("usersnets:nested.inner", trust_code=True) is sys.modules["usersnets"].thing
 
