@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnxplain.engine.requests import Array
 
 GRADIENTS = {"side": "against", "logits": "logits off by", "gradient": "gradient off by", "cosine": "cosine",
-             "cosine_least": "least", "verdict": "verdict"}  # fmt: skip
+             "cosine_least": "least", "length": "length", "verdict": "verdict"}  # fmt: skip
 METHODS = {
     "method": "method", "side": "against", "spearman": "spearman", "cosine": "cosine", "top": "top 1%",
     "insertion": "insertion", "insertion_theirs": "theirs", "deletion": "deletion", "deletion_theirs": "theirs ",
@@ -101,10 +101,10 @@ def command(
     """
     from onnxplain.adapters.sources import load_module
     from onnxplain.comparison import Thresholds, compare
-    from onnxplain.comparison.picture import write_picture
+    from onnxplain.comparison.picture import pictures_in, write_picture
     from onnxplain.engine.atomic import refuse_existing, writable_folder, write_atomically
     from onnxplain.engine.methods import from_options
-    from onnxplain.files import find_photos
+    from onnxplain.files import find_photos, plan_results
 
     names = [name.strip() for name in ids.split(",")]
     given = options.settings_of(names, settings, "method")
@@ -116,7 +116,8 @@ def command(
         terminal().say(f"skipped {path}: not an image")
     found = found[:count]
     if output is not None:
-        refuse_existing([output / "compare.json"], overwrite=overwrite)
+        plan_results(found, names, output, overwrite=True)  # refuses what would have one name
+        refuse_existing([output / "compare.json", *pictures_in(output, found, names)], overwrite=overwrite)
         writable_folder(output)
 
     def finished(one: MethodAgreement, ours: Sequence[Explanation], theirs: Array) -> None:
@@ -157,7 +158,8 @@ def text(found: Comparison, *, images: bool) -> str:
     """The tables of a comparison: gradients, methods and, if wanted, images."""
     gradients = [
         {**asdict(one), "verdict": "passed" if one.passed else "failed", "logits": f"{one.logits:.1e}",
-         "gradient": f"{one.gradient:.1e}", "cosine": f"{one.cosine:.7f}", "cosine_least": f"{one.cosine_least:.7f}"}
+         "gradient": f"{one.gradient:.1e}", "cosine": f"{one.cosine:.7f}", "cosine_least": f"{one.cosine_least:.7f}",
+         "length": f"{one.length:.4f}"}
         for one in found.gradients
     ]  # fmt: skip
     methods = [
@@ -183,4 +185,4 @@ def whole(one: MethodAgreement) -> dict[str, str | None]:
 
 
 def verdict(one: MethodAgreement) -> str:
-    return "passed" if one.verdict else "failed"
+    return {True: "passed", False: "failed", None: "not judged"}[one.verdict]

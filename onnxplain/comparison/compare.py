@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxplain.adapters.agreement import cosine_of
+from onnxplain.adapters.agreement import cosine_of, length_of
 from onnxplain.comparison.agreement import rank_correlation, relative, top_overlap
 from onnxplain.comparison.recorded import Record, recorded
 from onnxplain.comparison.results import (
@@ -176,13 +176,16 @@ class Work:
         their_logits = side.logits(self.x)
         off = relative(logits, their_logits)
         cosines = list(map(cosine_of, ours, theirs))
+        length = max(map(length_of, ours, theirs), key=lambda ratio: abs(ratio - 1))
+        limits = self.thresholds
         return Gradients(
             side=side.name,
             logits=off,
             gradient=relative(ours, theirs),
             cosine=median(cosines),
             cosine_least=min(cosines),
-            passed=off <= self.thresholds.logits and self.thresholds.met(cosines),
+            length=length,
+            passed=off <= limits.logits and limits.met(cosines) and abs(length - 1) <= limits.length,
             images=[
                 ImageGradients(image=name, logits=relative(z, their_z), gradient=relative(g, their_g), cosine=cosine)
                 for name, z, their_z, g, their_g, cosine in zip(
@@ -222,10 +225,16 @@ class Work:
         signs = isinstance(method, SIGN_STEPS)
         record = self.at_points(method, side, explained) if signs else None
         alone, alone_insertion = self.in_float64(method, side, explained, theirs) if signs else (None, None)
+        verdict: bool | None
         insertion, insertion_theirs = mean(images, "insertion"), mean(images, "insertion_theirs")
         spearman = min(one.spearman for one in images)
         if record is not None:
-            verdict, why = self.by_signs(record, insertion - insertion_theirs, alone)
+            verdict, why = self.by_signs(record, insertion - insertion_theirs)
+            if alone is not None and alone_insertion is not None:
+                why.append(
+                    f"ranks are not judged: PyTorch in float32 and in float64 agree at Spearman {alone:.3f}, and "
+                    f"differ by {insertion_theirs - alone_insertion:+.4f} in the mean insertion AUC"
+                )
         else:
             verdict = spearman >= self.thresholds.spearman
             why = [
@@ -258,10 +267,13 @@ class Work:
             memory_theirs=other.memory,
         ), images
 
-    def by_signs(self, at: AtPoints, difference: float, alone: float | None) -> tuple[bool, list[str]]:
-        """The verdict on a method that steps by the sign or the rank of the gradient, and what it stands on."""
+    def by_signs(self, at: AtPoints, difference: float) -> tuple[bool | None, list[str]]:
+        """The verdict on a method that steps by the sign or the rank of the gradient, and what it stands on.
+
+        None: neither a point nor the mean could be judged.
+        """
         limits = self.thresholds
-        good = limits.met(at.cosines)
+        good = limits.met(at.cosines) if at.cosines else None
         why = []
         if at.cosines:
             why.append(
@@ -272,7 +284,7 @@ class Work:
         if at.saturated:
             why.append(f"{at.saturated} points more are saturated, which leaves float32 no gradient to compare")
         if len(self.images) >= limits.images:
-            good = good and abs(difference) <= limits.auc
+            good = good is not False and abs(difference) <= limits.auc
             why.append(
                 f"the mean insertion AUC over {len(self.images)} images differs by {difference:+.4f}, expected at most "
                 f"{limits.auc:g}"
@@ -282,8 +294,6 @@ class Work:
                 f"the mean insertion AUC differs by {difference:+.4f}, which is not judged: {len(self.images)} images "
                 f"are fewer than {limits.images}"
             )
-        if alone is not None:
-            why.append(f"ranks are not judged: PyTorch in float32 and in float64 agree at Spearman {alone:.3f} only")
         return good, why
 
     def at_points(self, method: Method, side: Side, explained: Sequence[Explanation]) -> AtPoints:

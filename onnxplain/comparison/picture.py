@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import cv2
@@ -31,6 +32,12 @@ def write_picture(
     Image.fromarray(picture(ours, theirs, agreement.side)).save(png, format="PNG")
     write_atomically(path, png.getvalue(), overwrite=overwrite)
     return path
+
+
+def pictures_in(folder: Path, photos: Sequence[Path], methods: Collection[str]) -> list[Path]:
+    """The pictures of these photos by these methods, with whatever side, that a folder has already."""
+    names = {f"{photo.stem}.{method}" for photo in photos for method in methods}
+    return sorted(path for path in folder.glob("*.png") if path.name.rsplit(".", 2)[0] in names)
 
 
 def picture(ours: Explanation, theirs: Array, side: str) -> NDArray[np.uint8]:

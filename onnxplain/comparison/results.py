@@ -16,13 +16,15 @@ class Thresholds:
     # of gradients, the least: where the input of a ReLU rounds across its kink, one side has a part of the gradient
     # that the other has not, and both are right
     cosine_least: float = 0.99
+    length: float = 0.05  # of a gradient, which neither its cosine nor ranks tell: how far the ratio may be from one
     spearman: float = 0.999  # of each image's attributions, unless a method takes sign steps
     auc: float = 0.01  # the difference of the mean insertion AUC of methods that take sign steps
     images: int = 20  # fewer say nothing of a mean
 
     def met(self, cosines: Sequence[float]) -> bool:
         """Whether gradients agree; none are no contradiction."""
-        return not cosines or (median(cosines) >= self.cosine and min(cosines) >= self.cosine_least)
+        # each by itself: the least of several hides a NaN
+        return not cosines or (all(one >= self.cosine_least for one in cosines) and median(cosines) >= self.cosine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class Gradients:
     gradient: float  # the largest difference over the largest value
     cosine: float  # the median
     cosine_least: float
+    length: float  # how many times as long as theirs, where it is furthest from one
     passed: bool
     images: list[ImageGradients]
 

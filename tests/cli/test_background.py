@@ -51,6 +51,6 @@ def test_photos_that_nobody_compares_with(place):
 
 def test_a_folder_that_is_of_no_use(place):
     (place.root / "empty").mkdir()
-    for folder, code, words in (("empty", 2, "holds no images"), ("photos/none.png", 1, "none.png")):
+    for folder, code, words in (("empty", 2, "holds no images"), ("photos/none.png", 2, "none.png")):
         result = run("explain", place.model, place.photos[0], *EG, "--background", place.root / folder, "-o", place.out)
         complain(result, code, words)

@@ -158,6 +158,36 @@ def test_a_wrong_gradient_fails_where_logits_agree(place: Path) -> None:
     assert not any(verdicts.values()), verdicts
 
 
+class Doubled(torch.autograd.Function):
+    """The identity, with a gradient that is twice as long."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+def test_a_gradient_of_another_length_fails(place: Path) -> None:
+    found = compared(place, Wrapped(lambda m, x: m(Doubled.apply(x))).eval(), METHODS[:2], step=64)
+    (gradients,) = found.gradients
+    assert gradients.cosine_least > 1 - 1e-9
+    assert gradients.length == pytest.approx(0.5)
+    assert not gradients.passed
+    assert all(one.verdict for one in found.methods)
+
+
+def test_what_cannot_be_judged_is_not_passed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxplain.comparison.recorded.SATURATED", 2.0)
+    found = compared(place, net(), METHODS[3:4], step=64, float64=False)
+    assert found.methods[0].verdict is None
+    assert found.methods[0].points == 0
+    judged = compared(place, net(), METHODS[3:4], step=64, float64=False, thresholds=Thresholds(images=3))
+    assert judged.methods[0].verdict is True
+
+
 def test_a_wrong_path_integral_fails_by_ranks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = integrated_gradients.points
     monkeypatch.setattr(integrated_gradients, "points", lambda *a: [(owner, alpha**2) for owner, alpha in right(*a)])
@@ -278,7 +308,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    net.load_state_dict(torch.load('w.pt', weights_only=True))\n"
         "    net[0].weight.data *= scale\n"
         "    return net\n"
-        "def wrong(): return make(1.1)\n"
+        "def wrong(): return make(1.03)\n"
         "def training(): return make().train()\n"
         "def nothing(): return 7\n"
     )
@@ -308,6 +338,11 @@ def test_the_command_prints_tables_and_writes_pictures(place: Path, here: Path) 
     assert document["thresholds"]["spearman"] == 0.999
 
     complain(run(*command, "-o", here / "out"), 1, "compare.json", "--overwrite")
+    saved = (here / "out" / "compare.json").read_bytes()
+    (here / "out" / "compare.json").unlink()
+    complain(run(*command, "-o", here / "out"), 1, "0.ig.pytorch.png", "--overwrite")
+    assert not (here / "out" / "compare.json").exists()
+    (here / "out" / "compare.json").write_bytes(saved)
     again = run(*command, "-o", here / "out", "--overwrite", "--format", "json", "-q")
     assert again.exit_code == 0
     assert json.loads(again.stdout)["methods"][0]["spearman"] == document["methods"][0]["spearman"]
@@ -338,11 +373,20 @@ def test_the_command_refuses(place: Path, here: Path, arguments: list[str], code
     assert done.stdout == ""
 
 
+def test_results_of_one_name_are_refused_before_the_work(place: Path, here: Path) -> None:
+    command = ("compare", place / "g.onnx", "--against", "cpu", "--images", place / "photos", "-o", here / "out")
+    complain(run(*command, "--method", "ig,ig"), 2, "method ig is given twice")
+    (here / "0.png").write_bytes((place / "photos" / "0.png").read_bytes())
+    complain(run(*command, "--images", here / "0.png", "--method", "ig"), 2, "0.*")
+
+
 def test_thresholds_are_met_by_none_and_by_all() -> None:
     limits = Thresholds()
     assert limits.met([])
     assert limits.met([0.99991, 0.995, 0.99999])
     assert not limits.met([0.9998, 0.9998, 0.99999])
+    for place in range(3):
+        assert not limits.met(np.insert([0.99999, 0.99999], place, np.nan).tolist())
     assert not limits.met([0.99999, 0.98, 0.99999])
     assert replace(limits, cosine_least=0.9).met([0.99999, 0.98, 0.99999])
 
