@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     metavar="PHOTO",
     help="A photo at which the export is checked; may be repeated. [default: random pictures]",
 )
-@click.option("--trust-code", is_flag=True, help="Run the Python code that module:factory names.")
+@click.option(
+    "--trust-code", is_flag=True, help="Run the Python code that module:factory names, or that a .pt2 file may hold."
+)
 @options.layers
 @click.option("--bias-gradients", is_flag=True, help="Add the bias-gradients of all layers, which fullgrad needs.")
 @click.option(
@@ -135,5 +137,5 @@ def agreed(found: Agreement) -> str:
     where = f"{found.images} {'photo' if found.given else 'random image'}{'s' * (found.images != 1)}"
     said = f"its outputs within {found.outputs:.2g}"
     if found.cosine is None:
-        return f"{said}, on {where}; it has no gradient to compare with"
+        return f"{said}, on {where}; there is no gradient to compare with (none, or probabilities that are saturated)"
     return f"{said}, and its gradient within {found.gradient:.2g} of its size (cosine {found.cosine:.7f}), on {where}"

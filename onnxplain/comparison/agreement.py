@@ -11,7 +11,9 @@ TOP = 0.01  # the share of features that count as the top ones
 
 
 def rank_correlation(a: Array, b: Array) -> float:
-    """Spearman's, of all features; 1 for two constant maps, which rank nothing alike."""
+    """Spearman's, of all features; 1 for two constant maps, which rank nothing alike; 0 for maps with NaN or Inf."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return 0.0
     found = spearman(a, b)
     return float(np.ptp(a) == np.ptp(b)) if np.isnan(found) else found
 

@@ -19,6 +19,7 @@ import onnxplain as ox  # noqa: E402
 from onnxplain.adapters import pytorch  # noqa: E402
 from onnxplain.adapters.reference import integrated_gradients, isa  # noqa: E402
 from onnxplain.comparison import Thresholds, compare  # noqa: E402
+from onnxplain.comparison.agreement import rank_correlation  # noqa: E402
 from onnxplain.comparison.recorded import Record, recorded  # noqa: E402
 from onnxplain.engine.drive import in_order  # noqa: E402
 from onnxplain.engine.methods import (  # noqa: E402
@@ -396,3 +397,10 @@ def test_the_copy_in_float64_leaves_the_module_as_it_was(place: Path) -> None:
     before = copy.deepcopy(module.state_dict())
     compared(place, module, METHODS[3:4], step=64)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_maps_that_are_no_numbers_rank_nothing_alike() -> None:
+    a = np.arange(6.0)
+    assert rank_correlation(a, a) == 1
+    assert rank_correlation(a, np.where(a == 3, np.nan, a)) == 0
+    assert rank_correlation(np.full(6, np.inf), np.full(6, np.inf)) == 0
